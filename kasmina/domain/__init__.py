@@ -1,0 +1,1 @@
+"""The lifecycle of a seed as pure values: standard library, attrs and transitions, nothing else."""

@@ -1,0 +1,30 @@
+"""Checks that make a value valid when it is built."""
+
+import math
+from typing import Any
+
+from attrs import Attribute
+
+
+def not_blank(_: object, attribute: "Attribute[str]", value: str) -> None:
+    """Refuse text that is empty or only white space."""
+    if not value.strip():
+        raise ValueError(f"{attribute.name} must not be blank, got {value!r}")
+
+
+def not_negative(_: object, attribute: "Attribute[Any]", value: float) -> None:
+    """Refuse a negative, NaN or infinite number."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{attribute.name} must be finite and at least 0, got {value!r}")
+
+
+def positive(_: object, attribute: "Attribute[Any]", value: float) -> None:
+    """Refuse zero and a negative, NaN or infinite number."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{attribute.name} must be finite and above 0, got {value!r}")
+
+
+def unit_interval(_: object, attribute: "Attribute[Any]", value: float) -> None:
+    """Refuse a number outside [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{attribute.name} must lie in [0, 1], got {value!r}")
