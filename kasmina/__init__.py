@@ -1,0 +1,58 @@
+"""Grow a PyTorch network while it trains, under gates, with every decision on record.
+
+The names below load when they are first used: ``import kasmina`` itself loads neither torch nor
+the database library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kasmina.adapters.torch.blueprints import blueprint as blueprint
+    from kasmina.adapters.torch.graft import Slots as Slots
+    from kasmina.adapters.torch.graft import graft as graft
+    from kasmina.adapters.torch.graft import graft_host as graft_host
+    from kasmina.bootstrap import open_run as open_run
+    from kasmina.domain.errors import KasminaError as KasminaError
+    from kasmina.domain.objective import Objective as Objective
+    from kasmina.domain.policies import GatePolicy as GatePolicy
+    from kasmina.domain.schedules import BlendPlan as BlendPlan
+    from kasmina.domain.schedules import Curve as Curve
+    from kasmina.domain.stages import Gate as Gate
+    from kasmina.domain.stages import Stage as Stage
+    from kasmina.domain.stages import Topology as Topology
+    from kasmina.infra.event_store import open_store as open_store
+    from kasmina.run import EpochReport as EpochReport
+    from kasmina.run import Run as Run
+
+_HOMES = {
+    "BlendPlan": "kasmina.domain.schedules",
+    "Curve": "kasmina.domain.schedules",
+    "EpochReport": "kasmina.run",
+    "Gate": "kasmina.domain.stages",
+    "GatePolicy": "kasmina.domain.policies",
+    "KasminaError": "kasmina.domain.errors",
+    "Objective": "kasmina.domain.objective",
+    "Run": "kasmina.run",
+    "Slots": "kasmina.adapters.torch.graft",
+    "Stage": "kasmina.domain.stages",
+    "Topology": "kasmina.domain.stages",
+    "blueprint": "kasmina.adapters.torch.blueprints",
+    "graft": "kasmina.adapters.torch.graft",
+    "graft_host": "kasmina.adapters.torch.graft",
+    "open_run": "kasmina.bootstrap",
+    "open_store": "kasmina.infra.event_store",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - one list of names, not two
+
+
+def __getattr__(name: str) -> object:
+    """The public name, from the module where it lives."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kasmina' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

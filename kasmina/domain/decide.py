@@ -129,26 +129,26 @@ def _violations(state: RunState, command: c.RecordEpoch) -> Iterator[e.Isolation
 def _health_changes(
     state: RunState, command: c.RecordEpoch, policy: GatePolicy
 ) -> Iterator[e.HealthChanged]:
+    """The run's figures speak for every attached seed, also for one without evidence of its own."""
     figures = [metric.value for metric in command.metrics]
     if command.objective is not None:
         figures.append(command.objective)
     run_is_finite = all(math.isfinite(figure) for figure in figures)
-    for evidence in command.seeds:
-        seed = state.slot(evidence.slot_id).seed
-        if seed is None or seed.health is Health.UNHEALTHY:
+    for slot in state.slots.values():
+        seed = slot.seed
+        if seed is None or not slot.stage.holds_seed or seed.health is Health.UNHEALTHY:
             continue
         leaks = seed.violations + sum(
-            violation.count
-            for slot_id, violation in command.violations
-            if slot_id == evidence.slot_id
+            violation.count for slot_id, violation in command.violations if slot_id == slot.slot_id
         )
         contained = leaks <= policy.g2.max_isolation_violations
-        if not (run_is_finite and contained and _finite(evidence)):
+        observed = [evidence for evidence in command.seeds if evidence.slot_id == slot.slot_id]
+        if not (run_is_finite and contained and all(map(_finite, observed))):
             yield e.HealthChanged(
                 epoch=command.epoch,
                 step=command.step,
-                slot_id=evidence.slot_id,
-                seed_id=evidence.seed_id,
+                slot_id=slot.slot_id,
+                seed_id=seed.seed_id,
                 health=Health.UNHEALTHY,
             )
 
@@ -221,7 +221,8 @@ def _save_checkpoint(state: RunState, command: c.SaveCheckpoint, _: GatePolicy) 
 
 
 def _close_run(state: RunState, command: c.CloseRun, _: GatePolicy) -> Events:
-    return (e.RunClosed(epoch=state.epoch, step=command.step, objective=state.latest),)
+    objective = state.measured if state.latest is None else state.latest
+    return (e.RunClosed(epoch=state.epoch, step=command.step, objective=objective),)
 
 
 # Each rule takes the command class it stands beside, which a mapping's type cannot express.

@@ -1,6 +1,8 @@
 """What was measured, as numbers. These values are stored: they may only grow."""
 
 import math
+import operator
+from collections.abc import Callable
 from enum import Enum
 
 from attrs import field, frozen
@@ -30,17 +32,16 @@ class Comparison(Enum):
             return True
         if required is None:
             raise ValueError(f"a comparison by {self.value} needs a required value, got None")
-        match self:
-            case Comparison.AT_LEAST:
-                return measured >= required
-            case Comparison.AT_MOST:
-                return measured <= required
-            case Comparison.ABOVE:
-                return measured > required
-            case Comparison.BELOW:
-                return measured < required
-            case Comparison.EQUAL:
-                return measured == required
+        return _OPERATORS[self](measured, required)
+
+
+_OPERATORS: dict[Comparison, Callable[[float, float], bool]] = {
+    Comparison.AT_LEAST: operator.ge,
+    Comparison.AT_MOST: operator.le,
+    Comparison.ABOVE: operator.gt,
+    Comparison.BELOW: operator.lt,
+    Comparison.EQUAL: operator.eq,
+}
 
 
 @frozen(kw_only=True)
@@ -80,7 +81,7 @@ class Check:
                 return self.measured - self.required
             case Comparison.AT_MOST | Comparison.BELOW:
                 return self.required - self.measured
-            case Comparison.EQUAL | Comparison.FINITE:
+            case _:
                 return None
 
 

@@ -181,6 +181,7 @@ def _(event: e.SeedGerminated, state: RunState) -> RunState:
     slot = _slot(state, event)
     seed = SeedState(
         seed_id=event.seed_id,
+        germinated_at=state.sequence + 1,
         blueprint_id=event.blueprint_id,
         incubator=event.incubator,
         seed_input=event.seed_input,
@@ -265,6 +266,8 @@ def _(event: e.ShadowEvaluated, state: RunState) -> RunState:
 @_applied.register
 def _(event: e.CounterfactualMeasured, state: RunState) -> RunState:
     contribution = state.objective.improvement(event.objective_without, event.objective_with)
+    if contribution is None:  # nothing was measured, and it must not erase what had been
+        return _with_seed(state, event, lambda seed: seed)
     if _slot(state, event).stage.exposed:
         return _with_seed(state, event, lambda seed: changed(seed, contribution=contribution))
     return _with_seed(state, event, lambda seed: changed(seed, rehearsal=contribution))

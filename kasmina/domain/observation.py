@@ -1,5 +1,6 @@
 """A slot as the observation of a Markov decision process, for policies that decide when to grow."""
 
+import math
 from array import array
 
 from attrs import asdict, frozen
@@ -19,7 +20,8 @@ class Observation:
     ``alpha`` in [0, 1], ``improvement`` since the stage began in the objective's unit (0 until
     measured), gate scores in [0, 1] with a mask of 1 where the gate was evaluated,
     ``contribution`` in the objective's unit with its mask, ``relative_parameters`` the seed's
-    parameters over the host's.
+    parameters over the host's. Every feature is finite: a NaN or infinite measurement, which no
+    policy could learn from, counts here as not measured.
     """
 
     stage: float
@@ -51,8 +53,8 @@ def observe(run: RunState, slot_id: str) -> Observation:
     """The observation of one slot. Raises ``UnknownSlot``."""
     slot = run.slot(slot_id)
     seed = slot.seed
-    improvement = run.objective.improvement(slot.stage_baseline, run.latest)
-    contribution = None if seed is None else seed.contribution
+    improvement = _finite(run.objective.improvement(slot.stage_baseline, run.latest))
+    contribution = None if seed is None else _finite(seed.contribution)
     scores = {gate.value.lower(): outcome.score for gate, outcome in slot.outcomes.items()}
     gates = [gate.value.lower() for gate in Gate]
     return Observation(
@@ -66,6 +68,10 @@ def observe(run: RunState, slot_id: str) -> Observation:
         contribution_measured=float(contribution is not None),
         relative_parameters=0.0 if seed is None else relative_parameters(run, seed.parameters),
     )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def relative_parameters(run: RunState, parameters: int) -> float:

@@ -170,7 +170,8 @@ def _timed_out(case: _Case, outcome: GateOutcome) -> Events:
     if limit is None or case.slot.epochs_in_stage < limit:
         return ()
     failing = ", ".join(check.name for check in outcome.failures)
-    reason = f"{outcome.gate.value} refused for {limit} epochs, at last for: {failing}"
+    lasted = case.slot.epochs_in_stage
+    reason = f"{outcome.gate.value} refused for {lasted} epochs, at last for: {failing}"
     return _culled(case, reason, CullCause.TIMED_OUT)
 
 
@@ -197,8 +198,9 @@ def cull(state: RunState, command: c.Cull, policy: GatePolicy) -> Events:
     if Trigger.CULL not in legal or slot.seed is None:
         raise IllegalTransition(slot.slot_id, slot.stage, Trigger.CULL, legal)
     case = _Case(state, slot, slot.seed, policy, command.step)
+    culled = _culled(case, command.reason, CullCause.REQUESTED)
     if not (command.ramp_steps and slot.stage.exposed):
-        return _culled(case, command.reason, CullCause.REQUESTED)
+        return culled
     if slot.seed.paused_at is not None:
         raise SeedIsPaused(slot.slot_id)
     schedule = AlphaSchedule(

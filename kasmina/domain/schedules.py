@@ -56,14 +56,12 @@ class AlphaSchedule:
 
     def _progress(self, step: int) -> float:
         elapsed = step - self.start_step
-        match self.curve:
-            case Curve.SIGMOID:
-                temperature = self.temperature or self.steps / _TEMPERATURES_PER_RAMP
-                return 0.5 + 0.5 * math.tanh((elapsed - self.steps / 2) / temperature)
-            case Curve.LINEAR:
-                return elapsed / self.steps
-            case Curve.COSINE:
-                return 0.5 - 0.5 * math.cos(math.pi * elapsed / self.steps)
+        if self.curve is Curve.LINEAR:
+            return elapsed / self.steps
+        if self.curve is Curve.COSINE:
+            return 0.5 - 0.5 * math.cos(math.pi * elapsed / self.steps)
+        temperature = self.temperature or self.steps / _TEMPERATURES_PER_RAMP
+        return 0.5 + 0.5 * math.tanh((elapsed - self.steps / 2) / temperature)
 
 
 @frozen(kw_only=True)

@@ -1,0 +1,1 @@
+"""How the world outside reaches the domain: torch, the command line."""

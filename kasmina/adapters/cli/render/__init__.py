@@ -1,0 +1,1 @@
+"""Values in, renderables out: nothing here reads a store, a clock or the terminal."""

@@ -1,0 +1,49 @@
+"""The runs of a database, a run a line."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from kasmina.adapters.cli.render.figures import number, plain_table, stage_text
+from kasmina.domain.stages import Stage
+from kasmina.domain.state import RunState, SlotState
+
+_WIDEST_ID = 30  # an identifier is there to be copied: other columns are folded first
+
+
+def render_runs(states: Sequence[RunState], database: str) -> RenderableType:
+    """Each run's present state; oldest first."""
+    if not states:
+        return Text(f"{database} holds no runs yet")
+    longest = max(len(state.run_id) for state in states)
+    table = plain_table(gap=1)
+    table.add_column("run", overflow="fold", min_width=min(longest, _WIDEST_ID))
+    table.add_column("name", overflow="fold", style="bold")
+    table.add_column("host", overflow="fold")
+    table.add_column("slots", overflow="fold")
+    table.add_column("epochs", justify="right", no_wrap=True)
+    table.add_column("events", justify="right", no_wrap=True)
+    table.add_column("objective", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for state in states:
+        table.add_row(
+            state.run_id,
+            state.name,
+            state.host.kind,
+            _stages(state.slots.values()),
+            f"{state.epoch:,}",
+            f"{state.sequence:,}",
+            number(state.latest),
+            "closed" if state.closed else Text("open", style="green"),
+        )
+    return table
+
+
+def _stages(slots: Iterable[SlotState]) -> Text:
+    counts = Counter(slot.stage for slot in slots)
+    said = [
+        Text.assemble(f"{counts[stage]} ", stage_text(stage)) for stage in Stage if counts[stage]
+    ]
+    return Text("\n").join(said)

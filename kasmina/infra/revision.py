@@ -1,0 +1,55 @@
+"""Which schema a database has, and what to do where it is not this one. Never loads Alembic."""
+
+from sqlalchemy import Connection, Text, column, inspect, select, table
+
+from kasmina.domain.errors import SchemaMismatch
+from kasmina.infra import schema
+
+_VERSION = select(column("version_num", Text)).select_from(table(schema.VERSION_TABLE))
+
+
+def found(connection: Connection, target: str) -> str | None:
+    """The database's revision, ``None`` where it is empty.
+
+    Raises ``SchemaMismatch`` where it is another program's.
+    """
+    tables = inspect(connection).get_table_names()
+    if schema.VERSION_TABLE in tables:
+        return connection.scalar(_VERSION)
+    if tables:
+        listed = ", ".join(sorted(tables)[:3])
+        raise SchemaMismatch(
+            target,
+            found=f"the tables of another program ({listed})",
+            expected=schema.REVISION,
+            mend="nothing was changed in it; give another path",
+        )
+    return None
+
+
+def require_present(connection: Connection, target: str) -> None:
+    """Raise ``SchemaMismatch`` where the schema is not the one this code reads."""
+    revision = found(connection, target)
+    if revision != schema.REVISION:
+        require_not_newer(connection, target)
+        raise SchemaMismatch(
+            target,
+            found=revision and f"the older schema {revision}",
+            expected=schema.REVISION,
+            mend="`kasmina db upgrade` brings it up to date, or creates it where it is empty",
+        )
+
+
+def require_not_newer(connection: Connection, target: str) -> None:
+    """Raise ``SchemaMismatch`` where a newer kasmina has migrated the database."""
+    revision = found(connection, target)
+    if revision is None or revision <= schema.REVISION:
+        return
+    releases = schema.releases.c
+    release = connection.scalar(select(releases.release).where(releases.revision == revision))
+    raise SchemaMismatch(
+        target,
+        found=f"the newer schema {revision}",
+        expected=schema.REVISION,
+        mend=f"install kasmina>={release}" if release else "install a newer kasmina",
+    )

@@ -1,0 +1,102 @@
+"""Values are valid when they are built, and "better" has one sign."""
+
+import math
+
+import pytest
+from hypothesis import given as each
+from hypothesis import strategies as st
+
+from kasmina.domain.evidence import Comparison
+from kasmina.domain.objective import Direction, Objective
+from kasmina.domain.policies import (
+    G2Policy,
+    G3Policy,
+    G4Policy,
+    G5Policy,
+    GatePolicy,
+    MetricCheck,
+    Timeouts,
+)
+from kasmina.domain.stages import Gate, Stage
+from tests.domain.scenario import ACCURACY, LOSS
+
+finite = st.floats(-1e300, 1e300)
+
+
+class TestObjective:
+    def test_more_accuracy_and_less_loss_are_better(self):
+        assert ACCURACY.direction is Direction.MAXIMIZE
+        assert ACCURACY.improvement(50.0, 51.5) == 1.5
+        assert LOSS.direction is Direction.MINIMIZE
+        assert LOSS.improvement(50.0, 51.5) == -1.5
+
+    @each(finite, finite)
+    def test_the_two_directions_mirror_each_other(self, before, after):
+        assert ACCURACY.improvement(before, after) == -LOSS.improvement(before, after)
+        assert ACCURACY.improvement(before, after) == LOSS.improvement(after, before)
+
+    @pytest.mark.parametrize("objective", [ACCURACY, LOSS])
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_what_is_not_finite_is_never_an_improvement(self, objective, value):
+        assert math.isnan(objective.improvement(1.0, value))
+        assert math.isnan(objective.improvement(value, 1.0))
+
+    @pytest.mark.parametrize("pair", [(None, 1.0), (1.0, None), (None, math.nan)])
+    def test_what_was_not_measured_has_no_improvement(self, pair):
+        assert ACCURACY.improvement(*pair) is None
+
+    def test_it_has_a_name(self):
+        with pytest.raises(ValueError, match="name must not be blank, got ' '"):
+            Objective.maximize(" ")
+
+
+class TestPolicy:
+    def test_the_defaults_are_the_contract_s(self):
+        policy = GatePolicy()
+        assert (policy.g2.min_improvement, policy.g2.max_isolation_violations) == (0.5, 10)
+        assert (policy.g2.min_epochs, policy.g2.full_score_improvement) == (3, 5.0)
+        assert (policy.g3.min_alpha, policy.g3.min_epochs) == (0.95, 3)
+        assert (policy.g4.min_shadow_evaluations, policy.g4.min_agreement) == (1, 0.9)
+        assert (policy.g5.min_improvement, policy.g5.min_contribution) == (0.0, 0.0)
+        assert (policy.g5.min_stability, policy.g5.full_score_improvement) == (0.95, 10.0)
+        assert policy.tolerance == 0.5
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            lambda: G2Policy(max_isolation_violations=-1),
+            lambda: G2Policy(full_score_improvement=0.0),
+            lambda: G3Policy(min_alpha=1.1),
+            lambda: G4Policy(min_shadow_evaluations=-1),
+            lambda: G5Policy(min_stability=-0.1),
+            lambda: G5Policy(full_score_improvement=math.nan),
+            lambda: GatePolicy(tolerance=-0.1),
+            lambda: GatePolicy(embargo_epochs=-1),
+            lambda: Timeouts(training=0),
+            lambda: MetricCheck(gate=Gate.G2, metric="", comparison=Comparison.ABOVE, required=0.0),
+        ],
+    )
+    def test_thresholds_that_cannot_be_meant_are_not_built(self, build):
+        with pytest.raises(ValueError, match="must"):
+            build()
+
+
+class TestStages:
+    def test_ten_stages_have_the_contract_s_codes(self):
+        names = (
+            "DORMANT GERMINATED TRAINING BLENDING SHADOWING PROBATIONARY "
+            "FOSSILIZED CULLED EMBARGOED RESETTING"
+        )
+        assert {stage.value: stage.code for stage in Stage} == {
+            name: code for code, name in enumerate(names.split(), 1)
+        }
+
+    def test_a_seed_is_attached_from_germination_until_it_is_culled(self):
+        assert {stage.value for stage in Stage if stage.holds_seed} == {
+            *("GERMINATED", "TRAINING", "BLENDING", "SHADOWING", "PROBATIONARY", "FOSSILIZED"),
+        }
+
+    def test_a_seed_reaches_the_loss_from_blending_on(self):
+        assert {stage.value for stage in Stage if stage.exposed} == {
+            *("BLENDING", "SHADOWING", "PROBATIONARY", "FOSSILIZED"),
+        }

@@ -1,0 +1,88 @@
+"""What the store on SQLite adds to the contract: threads, pages, plans, and tidiness."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy.dialects import sqlite
+
+from kasmina.infra import event_store, queries
+from kasmina.infra.engine import Access, Durability
+from kasmina.infra.event_store import open_store
+from kasmina.testing import epochs
+
+
+def test_threads_may_share_a_store(url):
+    def work(run_id):
+        for sequence in range(25):
+            store.append(run_id, epochs(1), expected=sequence)
+            assert len(list(store.read(run_id))) == sequence + 1
+
+    with open_store(url, durability=Durability.RELAXED) as store, ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, "abcd"))
+        assert all(store.verify(run_id).events == 25 for run_id in "abcd")
+
+
+def test_a_run_may_be_read_while_others_are_listed(url):
+    with open_store(url) as store:
+        for run_id in "ab":
+            store.append(run_id, epochs(3), expected=0)
+        for record in store.runs():
+            assert [r.sequence for r in store.read(record.run_id)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 6, 7])
+def test_pages_do_not_show(recorded, monkeypatch, page):
+    monkeypatch.setattr(event_store, "PAGE", page)
+    with open_store(recorded, access=Access.READ) as store:
+        assert [r.sequence for r in store.read("digits-1")] == [1, 2, 3, 4, 5, 6]
+        assert [r.sequence for r in store.read("digits-1", after=1, until=4)] == [2, 3, 4]
+        assert store.verify("digits-1").events == 6
+
+
+def test_a_verification_that_is_given_up_keeps_nothing_open(recorded):
+    with open_store(recorded) as store:
+        rows = store.rows("digits-1")
+        assert next(rows).columns.sequence == 1
+        rows.close()
+        assert store._reader.pool.checkedout() == 0
+
+
+def test_a_closed_store_leaves_one_file(recorded, path):
+    with open_store(recorded) as store:
+        assert store.url == recorded
+        list(store.read("digits-1"))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_batch_marks_its_first_event_alone(recorded, sql):
+    assert [batch for (batch,) in sql("SELECT batch FROM events ORDER BY position")] == [
+        "w.1",
+        "w.2",
+        None,
+        None,
+        None,
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        queries.HEAD,
+        queries.STRETCH,
+        queries.WHOLE_RUN,
+        queries.POSITIONS,
+        queries.FOLLOW,
+        queries.FIRST_EVENTS,
+    ],
+)
+def test_no_query_reads_all_events_or_sorts_a_run(recorded, sql, query):
+    compiled = query.compile(dialect=sqlite.dialect(paramstyle="named"))
+    given = compiled.params | {"run_id": "a", "after": 0, "until": 9, "limit": 9}
+    text = str(compiled)
+    for name in sorted(compiled.params, key=len, reverse=True):
+        text = text.replace(f":{name}", repr(given[name]))
+    plan = [detail for *_, detail in sql(f"EXPLAIN QUERY PLAN {text}")]
+    assert not [line for line in plan if line.startswith("SCAN events")]
+    if query is not queries.FIRST_EVENTS:  # which sorts runs, of which there are few
+        assert not [line for line in plan if "TEMP B-TREE" in line]
