@@ -163,7 +163,7 @@ def main() -> None:
         replay(events)
         replays.append(time.perf_counter() - begun)
     asked = next(n for n, line in enumerate(measured) if line.name == "machine, admitted")
-    print(f"x")
+    print(f"{'':28}{'µs':>8}{'this : machine':>18}")
     for n, line in enumerate(measured):
         cost = statistics.median(row[n] for row in rounds)
         ratio = statistics.median(row[n] / row[asked] for row in rounds)

@@ -7,7 +7,7 @@ from kasmina.domain import events as e
 from kasmina.domain.decide import decide
 from kasmina.domain.errors import CheckpointError, InvalidCommand, UnknownRun
 from kasmina.domain.evolve import evolve, surviving
-from kasmina.domain.ports import EventStore, Recorded
+from kasmina.domain.ports import EventStore, Head, Recorded
 from kasmina.domain.state import RunState
 
 
@@ -44,15 +44,20 @@ class Draft:
     """Decisions that have been taken but not yet recorded, each on top of the one before."""
 
     def __init__(self, state: RunState | None) -> None:
-        self.state = state
+        self._state = state
         self.events: list[e.Event] = []
+
+    @property
+    def state(self) -> RunState:
+        """The state after everything in the draft."""
+        return _opened(self._state)
 
     def decide(self, command: c.Command) -> tuple[e.Event, ...]:
         """The events that ``command`` leads to after those already in the draft."""
-        policy = command.policy if isinstance(command, c.OpenRun) else _opened(self.state).policy
-        decided = decide(self.state, command, policy)
+        policy = command.policy if isinstance(command, c.OpenRun) else self.state.policy
+        decided = decide(self._state, command, policy)
         for event in decided:
-            self.state = evolve(self.state, event)
+            self._state = evolve(self._state, event)
         self.events.extend(decided)
         return decided
 
@@ -90,6 +95,10 @@ class Journal:
     def state(self) -> RunState:
         """The state after the last commit."""
         return _opened(self._state)
+
+    def head(self) -> Head:
+        """Where the run ends in the store."""
+        return self._store.head(self.run_id)
 
     def draft(self) -> Draft:
         """An empty draft on top of the state as it is."""

@@ -107,7 +107,7 @@ def _record_epoch(state: RunState, command: c.RecordEpoch, policy: GatePolicy) -
         metrics=command.metrics,
         seeds=command.seeds,
     )
-    return (*_violations(state, command), recorded, *_health_changes(state, command, policy))
+    return (recorded, *_violations(state, command), *_health_changes(state, command, policy))
 
 
 def _violations(state: RunState, command: c.RecordEpoch) -> Iterator[e.IsolationViolated]:

@@ -54,11 +54,14 @@ def surviving(rewinds: Iterable[tuple[int, int]], *, head: int) -> list[tuple[in
     """The stretches ``(after, until]`` of sequences that a run's fold is made of, in order.
 
     ``rewinds`` are ``(sequence, to)`` of the run's ``RunRewound`` events. A rewind returns to the
-    state as it was at ``to``, so what an earlier rewind took back can be returned to.
+    state as it was at ``to``, so what an earlier rewind took back can be returned to. Raises
+    ``CorruptHistory`` for a rewind that does not lead back.
     """
     stretches = []
     until = head
     for sequence, to in sorted(rewinds, reverse=True):
+        if not 0 < to < sequence:
+            raise CorruptHistory(f"event {sequence} rewinds the run to event {to}")
         if sequence <= until:
             stretches.append((sequence - 1, until))
             until = to
@@ -224,6 +227,9 @@ def _(event: e.StageChanged, state: RunState) -> RunState:
     if event.target in _ALPHA_ON_ENTRY:
         alpha = _ALPHA_ON_ENTRY[event.target]
         seed = changed(seed, schedule=held(alpha, step=event.step))
+    if event.target is Stage.PROBATIONARY:
+        # G5 judges what was measured on probation, not at some alpha of the ramp.
+        seed = changed(seed, contribution=None)
     return _with_slot(
         state,
         changed(

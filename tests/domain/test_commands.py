@@ -147,11 +147,11 @@ class TestEpochs:
         error = given(*entered(Stage.TRAINING)).when(command).raises(UnknownSlot)
         assert error.nearest == (SLOT,)
 
-    def test_violations_are_recorded_before_the_epoch_they_were_seen_in(self):
+    def test_violations_are_recorded_with_the_epoch_they_were_seen_in(self):
         command = record_epoch(2, 51.0, evidence(), violations=((SLOT, LEAK), (SLOT, LEAK)))
         done = given(*entered(Stage.TRAINING)).when(command)
-        done.then_only(e.IsolationViolated, e.IsolationViolated, e.EpochRecorded)
-        assert (done.events[0].leak, done.events[0].subject) == (Leak.GRADIENT, "conv1.weight")
+        done.then_only(e.EpochRecorded, e.IsolationViolated, e.IsolationViolated)
+        assert (done.events[1].leak, done.events[1].subject) == (Leak.GRADIENT, "conv1.weight")
         assert done.slot.seed.violations == 8
 
     def test_an_empty_slot_cannot_violate_isolation(self):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
+from kasmina.domain.decide import decide
 from kasmina.domain.errors import CorruptHistory, InvalidCommand
 from kasmina.domain.evidence import Metric
 from kasmina.domain.evolve import evolve, replay, surviving
@@ -21,6 +22,7 @@ from tests.domain.scenario import (
     SEED,
     SLOT,
     advance,
+    contrasted,
     entered,
     epoch,
     evidence,
@@ -320,7 +322,24 @@ def test_an_event_that_cannot_follow_says_why(event, problem):
 @pytest.mark.parametrize("event", [epoch(1, 1.0), rewound(1, head=1), slot_opened()])
 def test_nothing_comes_before_the_run_is_opened(event):
     with pytest.raises(CorruptHistory, match=f"the first event is {type(event).__name__}"):
-        replay((event,))
+        evolve(None, event)
+
+
+def test_a_rewind_that_does_not_lead_back_is_corrupt():
+    with pytest.raises(CorruptHistory, match="event 3 rewinds the run to event 3"):
+        surviving([(3, 3)], head=4)
+
+
+def test_a_contribution_measured_on_the_ramp_does_not_count_on_probation():
+    past = ready(Stage.SHADOWING)
+    at = past[-1].epoch
+    ramped = (*past, contrasted(at=at, objective_with=60.0, objective_without=50.0))
+    assert seed_after(*ramped).contribution is not None
+    state = state_after(*ramped)
+    decided = decide(state, advance(at=at), state.policy)
+    after = state_after(*ramped, *decided)
+    assert after.slot(SLOT).stage is Stage.PROBATIONARY
+    assert after.slot(SLOT).seed.contribution is None
 
 
 def test_the_fold_takes_what_today_s_rules_would_not_decide():

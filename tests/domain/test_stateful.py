@@ -57,7 +57,7 @@ CURIOUS = changed(
     ),
 )
 
-LONGEST = 120
+LONGEST = 100
 
 slot_ids = st.sampled_from(["a", "a", "b", "nowhere"])
 policies = st.sampled_from([LENIENT, LENIENT, HASTY, CURIOUS, GatePolicy()])
@@ -404,5 +404,5 @@ class Runs(RuleBasedStateMachine):
         return () if self.state is None else tuple(self.state.slots.values())
 
 
-Runs.TestCase.settings = settings(max_examples=50, stateful_step_count=40)
+Runs.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 test_random_commands_never_reach_an_illegal_state = Runs.TestCase

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -60,7 +59,7 @@ def demo(
         ledger = gate_ledger(list(store.read(grown.run_id)))
     show(render_growth(grown.name, ledger))
     show(render_results(came_to))
-    show(render_farewell(grown.name, database))
+    show(render_farewell(grown.run_id, database))
 
 
 def _study(database: str, *, seed: int, quick: bool, log: bool) -> "Study":

@@ -78,17 +78,24 @@ def render_welcome(study: "Study") -> RenderableType:
 
 
 def render_growth(name: str, ledger: Sequence[Decision]) -> RenderableType:
-    """The gates' decisions about one run, a line each; equal refusals in a row are one line."""
+    """What the gates decided about each seed of one run; a gate's refusals are one line."""
     table = plain_table()
-    for column in ("epoch", "slot", "seed"):
+    for column in ("epochs", "slot", "seed"):
         table.add_column(column, no_wrap=True)
     table.add_column("decision")
+    grouped: dict[tuple[str, str, bool], list[Decision]] = {}
     for decision in ledger:
+        outcome = decision.outcome
+        key = (decision.seed_id, outcome.gate.value, outcome.passed)
+        grouped.setdefault(key, []).append(decision)
+    for decisions in grouped.values():
+        first, last = decisions[0], decisions[-1]
+        several = "" if first is last else f" ({len(decisions)} times, this the last)"
         table.add_row(
-            str(decision.epoch),
-            decision.slot_id,
-            decision.seed_id,
-            Text(judgement(decision.outcome), style="" if decision.outcome.passed else "red"),
+            str(first.epoch) if first is last else f"{first.epoch}-{last.epoch}",
+            last.slot_id,
+            last.seed_id,
+            Text(judgement(last.outcome) + several, style="" if last.outcome.passed else "red"),
         )
     heading = Text(f"\nWhat the gates decided in {name}\n", style="bold")
     return Lines(heading, table, render_summary(ledger), "")
@@ -127,11 +134,12 @@ def _comparison(results: "Sequence[Result]") -> Text:
     )
 
 
-def render_farewell(name: str, database: str) -> RenderableType:
+def render_farewell(run_id: str, database: str) -> RenderableType:
     """What to try next."""
     commands = (
-        f"kasmina replay {name} --database {database}",
-        f"kasmina audit {name} --refused --database {database}",
-        f"kasmina verify --all --database {database}",
+        f"export KASMINA_DATABASE={database}",
+        f"kasmina replay {run_id}",
+        f"kasmina audit {run_id} --refused",
+        "kasmina verify --all",
     )
     return Lines(Text("Next:", style="bold"), *(Text(f"  {command}") for command in commands))

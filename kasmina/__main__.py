@@ -1,0 +1,5 @@
+"""``python -m kasmina`` is ``kasmina``."""
+
+from kasmina.adapters.cli.app import main
+
+main()

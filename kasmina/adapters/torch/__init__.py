@@ -1,0 +1,1 @@
+"""Seeds in PyTorch models: slots that know how to act, never whether they should."""

@@ -1,0 +1,270 @@
+"""Seeds in the host's optimizer: a parameter group each, at the host's learning rate by a ratio.
+
+Layout: the host's groups come first, untouched; a seed's group is appended at its germination and
+taken away at its cull. ``SEED_KEY`` in a group holds the seed's identifier, ``RATIO_KEY`` the
+ratio. Both are ordinary group options, so they travel in the optimizer's own ``state_dict``.
+
+A learning-rate scheduler needs no word about any of it:
+
+- Before each step a seed's rate is set to the ratio times the rate of the host's first group, so
+  it follows whatever changes that rate: a scheduler of torch or of another library, or a loop
+  that writes ``group["lr"]`` itself.
+- Several of torch's schedulers hold one value per group in fixed lists and refuse a group that
+  came later (``LambdaLR``, ``CosineAnnealingLR``, ``CyclicLR`` and others). Those of this
+  optimizer are found among the live objects, since an optimizer does not know its schedulers, and
+  get an entry for each group added. What ``gc.freeze()`` has hidden cannot be found: freeze
+  before the schedulers are built.
+"""
+
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
+
+from kasmina.domain.errors import KasminaError, UnknownName
+
+SEED_KEY = "kasmina_seed"
+RATIO_KEY = "kasmina_ratio"
+
+# The options of a group by which schedulers compute, and the lists in which they keep one value
+# for each group (torch 2.6 to 2.13).
+_SCALED_OPTIONS = ("lr", "initial_lr", "max_lr", "min_lr")
+_SCALED_LISTS = frozenset({"_last_lr", "base_lrs", "max_lrs", "min_lrs"})
+_COPIED_LISTS = frozenset({"base_momentums", "lr_lambdas", "max_momentums"})
+
+Group = dict[str, Any]
+Rate = float | Tensor
+
+
+class UnknownSeed(UnknownName):
+    """No seed of that identifier in the optimizer."""
+
+    kind = "seed"
+
+
+class UnfitOptimizer(KasminaError):
+    """An optimizer that would not train its seeds."""
+
+    def __init__(self, optimizer: Optimizer, problem: str, mend: str) -> None:
+        self.optimizer = type(optimizer).__name__
+        self.problem = problem
+        self.mend = mend
+        super().__init__(f"{self.optimizer} {problem}; {mend}")
+
+
+class AlreadyOptimized(KasminaError):
+    """A seed with parameters that the optimizer already holds; nothing was added.
+
+    ``positions`` are those of the shared ones among the seed's parameters.
+    """
+
+    def __init__(
+        self, seed_id: str, parameters: Sequence[Tensor], positions: Iterable[int]
+    ) -> None:
+        self.seed_id = seed_id
+        self.positions = tuple(positions)
+        shapes = ", ".join(str(tuple(parameters[i].shape)) for i in self.positions)
+        super().__init__(
+            f"the optimizer already holds {len(self.positions)} of the {len(parameters)} "
+            f"parameters of seed {seed_id!r}, of shapes {shapes}; a parameter belongs to one "
+            f"group: build the optimizer from the host's parameters alone, and share none between "
+            f"host and seeds"
+        )
+
+
+class SeedGroups:
+    """The seeds' parameter groups in ``optimizer``.
+
+    Raises ``UnfitOptimizer`` for ``LBFGS``, which takes steps with its first group alone.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, LBFGS):
+            raise UnfitOptimizer(
+                optimizer,
+                "steps its first parameter group alone, so seeds would never learn",
+                "use an optimizer with parameter groups, such as AdamW or SGD",
+            )
+        self.optimizer = optimizer
+        self._following = optimizer.register_step_pre_hook(self._follow)
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        """The seeds' identifiers in the order of their groups."""
+        return seed_order(self.optimizer.param_groups)
+
+    @property
+    def given_rate(self) -> float:
+        """The learning rate that the host's first group was built with."""
+        return _given_rate(self._leader())
+
+    def check(
+        self,
+        seed_id: str,
+        parameters: Sequence[nn.Parameter],
+        *,
+        learning_rate: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
+        """Whether ``add`` would do. Raises ``AlreadyOptimized`` or ``UnfitOptimizer`` if not."""
+        if seed_id in self.seeds:
+            raise UnfitOptimizer(
+                self.optimizer, f"holds seed {seed_id!r} already", "remove() that first"
+            )
+        held = {each for group in self.optimizer.param_groups for each in group["params"]}
+        shared = [i for i, parameter in enumerate(parameters) if parameter in held]
+        if shared:
+            raise AlreadyOptimized(seed_id, parameters, shared)
+        if learning_rate is not None and _given_rate(self._leader()) == 0.0:
+            raise UnfitOptimizer(
+                self.optimizer,
+                "was built with a learning rate of 0",
+                f"the rate of seed {seed_id!r} is relative to it: leave the seed's learning_rate "
+                f"out, or build the optimizer with a rate above 0",
+            )
+        if weight_decay is not None and "weight_decay" not in self._leader():
+            raise UnfitOptimizer(
+                self.optimizer,
+                f"knows no weight decay, but seed {seed_id!r} asks for one",
+                "leave the seed's weight_decay out",
+            )
+
+    def add(
+        self,
+        seed_id: str,
+        parameters: Iterable[nn.Parameter],
+        *,
+        learning_rate: float | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
+        """Append a group with all of a seed's parameters, also those that do not learn at present.
+
+        ``learning_rate`` is what the seed would have been given when the optimizer was built:
+        where the host's first group was given 0.1 and now has 0.01, a seed at 0.05 starts with
+        0.005. Left out, seed and host have the same rate, and so for ``weight_decay``. All other
+        options are those of the host's first group.
+
+        Raises as ``check``, with nothing changed.
+        """
+        wanted = list(parameters)
+        self.check(seed_id, wanted, learning_rate=learning_rate, weight_decay=weight_decay)
+        leader, before = self._leader(), len(self.optimizer.param_groups)
+        ratio = 1.0 if learning_rate is None else learning_rate / _given_rate(leader)
+        options = _options(leader, ratio)
+        if weight_decay is not None:
+            options["weight_decay"] = weight_decay
+        # An optimizer built from named parameters takes named ones only, and the reverse.
+        named = [(f"{seed_id}.{position}", each) for position, each in enumerate(wanted)]
+        options["params"] = named if "param_names" in leader else wanted
+        schedulers = _schedulers_of(self.optimizer)
+        self.optimizer.add_param_group({**options, SEED_KEY: seed_id, RATIO_KEY: ratio})
+        for scheduler in schedulers:
+            for name, values in _lists(scheduler, before):
+                entry = values[0]
+                values.append(_scaled(entry, ratio) if name in _SCALED_LISTS else entry)
+
+    def remove(self, seed_id: str) -> None:
+        """Take away the seed's group and its parameters' state; nothing else is touched.
+
+        Raises ``UnknownSeed``.
+        """
+        if seed_id not in self.seeds:
+            raise UnknownSeed(seed_id, self.seeds)
+        groups = self.optimizer.param_groups
+        index = next(i for i, g in enumerate(groups) if SEED_KEY in g and g[SEED_KEY] == seed_id)
+        for scheduler in _schedulers_of(self.optimizer):
+            for _, values in _lists(scheduler, len(groups)):
+                del values[index]
+        for parameter in groups.pop(index)["params"]:
+            self.optimizer.state.pop(parameter, None)
+
+    def on_step(self, callback: Callable[[], None]) -> RemovableHandle:
+        """Call ``callback`` before each step, when gradients are final.
+
+        An AMP scaler that skips a step skips the callback too.
+        """
+
+        def before_step(_optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+            callback()
+
+        return self.optimizer.register_step_pre_hook(before_step)
+
+    def close(self) -> None:
+        """Take away every seed and the hook: the optimizer is as it was."""
+        for seed_id in self.seeds:
+            self.remove(seed_id)
+        self._following.remove()
+
+    def _leader(self) -> Group:
+        return next(group for group in self.optimizer.param_groups if SEED_KEY not in group)
+
+    def _follow(self, _optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        rate = self._leader()["lr"]
+        for group in self.optimizer.param_groups:
+            if SEED_KEY in group:
+                _assign_rate(group, _scaled(rate, group[RATIO_KEY]))
+
+
+def seed_order(groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The seeds in parameter groups, an optimizer's own or those of its ``state_dict``."""
+    return tuple(group[SEED_KEY] for group in groups if SEED_KEY in group)
+
+
+def _given_rate(group: Group) -> float:
+    """The learning rate that the group was built with.
+
+    A seed's own rate is relative to this one and not to the present one: a seed born at the
+    start of a warm-up, or after a decay to zero, would be scaled by a huge number. ``OneCycleLR``
+    calls the rate it was given ``max_lr``, other schedulers ``initial_lr``.
+    """
+    return float(group[next(name for name in ("max_lr", "initial_lr", "lr") if name in group)])
+
+
+def _options(leader: Group, ratio: float) -> Group:
+    """The leader's options, none of them shared with it, and its rates times ``ratio``."""
+    options = {k: deepcopy(v) for k, v in leader.items() if k not in {"params", "param_names"}}
+    for name in _SCALED_OPTIONS:
+        if name in options:
+            options[name] = _scaled(options[name], ratio)
+    return options
+
+
+def _scaled(value: Rate, ratio: float) -> Rate:
+    """``value * ratio``, never the same tensor."""
+    if isinstance(value, Tensor):
+        return value.clone() if ratio == 1.0 else value * ratio
+    return value if ratio == 1.0 else value * ratio
+
+
+def _assign_rate(group: Group, rate: Rate) -> None:
+    if isinstance(group["lr"], Tensor):
+        # Captured and compiled steps hold on to this tensor.
+        with torch.no_grad():
+            group["lr"].copy_(torch.as_tensor(rate))
+    else:
+        group["lr"] = rate
+
+
+def _schedulers_of(optimizer: Optimizer) -> list[LRScheduler]:
+    """Every live scheduler of ``optimizer``, also one that holds a wrapper of it."""
+    # type() and not isinstance(): the latter runs the code of lazy proxies among the objects.
+    found = [each for each in gc.get_objects() if issubclass(type(each), LRScheduler)]
+    # One whose constructor raised may still be alive in a traceback, without an optimizer.
+    built = [each for each in found if "optimizer" in vars(each)]
+    return [each for each in built if each.optimizer.param_groups is optimizer.param_groups]
+
+
+def _lists(scheduler: LRScheduler, groups: int) -> list[tuple[str, list[Any]]]:
+    """The scheduler's lists with one value for each of ``groups``."""
+    return [
+        (name, values)
+        for name, values in vars(scheduler).items()
+        if name in _SCALED_LISTS | _COPIED_LISTS
+        if isinstance(values, list) and len(values) == groups
+    ]

@@ -1,0 +1,164 @@
+"""A run that went away and comes back: to the same bits, and with the way back on record."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kasmina import Stage, Topology, open_store
+from kasmina.domain import events as e
+from kasmina.domain.errors import CheckpointError, HostMismatch, UnknownRun
+from kasmina.infra.engine import Access
+from tests.journeys.loop import Loop
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
+
+
+def tensors(loop: Loop) -> dict[str, torch.Tensor]:
+    optimizer = loop.optimizer.state_dict()["state"]
+    moments = {
+        f"{number}.{key}": value
+        for number, state in optimizer.items()
+        for key, value in state.items()
+    }
+    return {**loop.host.state_dict(), **moments, "random": torch.get_rng_state()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def plant_and_train(loop: Loop, run: object, epochs: int) -> None:
+    for _ in range(epochs):
+        for slot_id, blueprint in (("2", "conv_light"), ("0", "attention")):
+            slot = run.state.slot(slot_id)
+            if slot.stage is Stage.DORMANT and run.state.epoch >= (0 if slot_id == "2" else 2):
+                run.germinate(slot_id, blueprint)
+        loop.epoch(run)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 5, 7])
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(
+    database: Path, tmp_path: Path, stopped_at: int
+) -> None:
+    whole = Loop.fresh()
+    with whole.open(database) as run:
+        plant_and_train(whole, run, 9)
+    expected = tensors(whole)
+
+    first = Loop.fresh()
+    run = first.open(database)
+    plant_and_train(first, run, stopped_at)
+    run.checkpoint(tmp_path / "run.pt")
+    plant_and_train(first, run, 1)  # beyond the checkpoint, to be taken back
+    torch.manual_seed(99)
+
+    again = Loop.fresh()
+    with again.open(database, resume=run.run_id) as resumed:
+        assert resumed.state.epoch == stopped_at
+        assert resumed.state.rewinds == 1
+        plant_and_train(again, resumed, 9 - stopped_at)
+        assert same(tensors(again), expected)
+        assert resumed.state.slots.keys() == whole.slots.keys()
+    with open_store(f"sqlite:///{database}", access=Access.READ) as store:
+        (rewound,) = [r.event for r in store.read(run.run_id) if isinstance(r.event, e.RunRewound)]
+        assert rewound.epoch == stopped_at
+        assert store.verify(run.run_id).problems == ()
+
+
+def test_a_resume_right_at_the_checkpoint_takes_nothing_back(
+    database: Path, tmp_path: Path
+) -> None:
+    first = Loop.fresh()
+    run = first.open(database)
+    plant_and_train(first, run, 2)
+    run.checkpoint(tmp_path / "run.pt")
+    again = Loop.fresh()
+    resumed = again.open(database, resume=run.run_id)
+    assert resumed.state == run.state
+    assert resumed.state.rewinds == 0
+    assert same(tensors(again), tensors(first))
+
+
+def test_a_run_without_a_checkpoint_goes_back_to_its_beginning(database: Path) -> None:
+    first = Loop.fresh()
+    run = first.open(database)
+    plant_and_train(first, run, 2)
+    again = Loop.fresh()
+    resumed = again.open(database, resume=run.run_id)
+    assert (resumed.state.epoch, resumed.state.step, resumed.state.rewinds) == (0, 0, 1)
+    assert all(slot.seed is None for slot in again.slots.values())
+    plant_and_train(again, resumed, 2)
+
+
+def test_a_checkpoint_that_was_written_but_not_recorded_is_good(
+    database: Path, tmp_path: Path
+) -> None:
+    first = Loop.fresh()
+    run = first.open(database)
+    plant_and_train(first, run, 2)
+    run.checkpoint(tmp_path / "run.pt")
+    sequence = run.state.sequence
+    plant_and_train(first, run, 1)
+    later = run.state.sequence
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run._do = crash
+    with pytest.raises(KeyboardInterrupt):
+        run.checkpoint(tmp_path / "run.pt")
+    again = Loop.fresh()
+    resumed = again.open(database, resume=run.run_id)
+    assert resumed.state.sequence == later > sequence
+    assert resumed.state.epoch == 3
+
+
+def test_a_resume_with_another_host_is_refused_with_both_described(
+    database: Path, tmp_path: Path
+) -> None:
+    first = Loop.fresh()
+    run = first.open(database)
+    run.checkpoint(tmp_path / "run.pt")
+    other = Loop.fresh(targets={"2": Topology.CNN})
+    with pytest.raises(HostMismatch, match=r"0 \(4\), 2 \(6\).*slots 2 \(6\)"):
+        other.open(database, resume=run.run_id)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_nothing_changes(
+    database: Path, tmp_path: Path
+) -> None:
+    first, second = Loop.fresh(), Loop.fresh()
+    run, other = first.open(database), second.open(database)
+    first.epoch(run)
+    run.checkpoint(tmp_path / "run.pt")
+    plant_and_train(second, other, 2)
+    before = other.state
+    third = Loop.fresh()
+    untouched = tensors(third)
+    with pytest.raises(CheckpointError):
+        third.open(database, resume=other.run_id, checkpoint=tmp_path / "run.pt")
+    assert same(tensors(third), untouched)
+    with open_store(f"sqlite:///{database}", access=Access.READ) as store:
+        assert store.head(other.run_id).sequence == before.sequence
+
+
+def test_a_run_that_is_not_there_is_named_with_its_neighbours(database: Path) -> None:
+    loop = Loop.fresh()
+    run = loop.open(database)
+    with pytest.raises(UnknownRun, match=run.run_id):
+        Loop.fresh().open(database, resume=run.run_id[:-1] + "_")
+
+
+def test_a_closed_run_goes_on_from_its_checkpoint(database: Path, tmp_path: Path) -> None:
+    first = Loop.fresh()
+    with first.open(database) as run:
+        plant_and_train(first, run, 2)
+        run.checkpoint(tmp_path / "run.pt")
+    again = Loop.fresh()
+    resumed = again.open(database, resume=run.run_id)
+    assert not resumed.state.closed
+    plant_and_train(again, resumed, 1)
