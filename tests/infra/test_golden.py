@@ -207,7 +207,8 @@ DATABASES = {"0001": "c8afc5ce847b8c021ba3c11e67ae01af588a98cd2d32c302a2e328820c
 
 
 def leaves(cls):
-    below = cls.__subclasses__()
+    """The classes at the end of the hierarchy, without those that tests make."""
+    below = [sub for sub in cls.__subclasses__() if sub.__module__ == e.__name__]
     return {leaf for sub in below for leaf in leaves(sub)} if below else {cls}
 
 

@@ -13,6 +13,7 @@ from kasmina import open_store
 from kasmina.domain import events as e
 from kasmina.infra.engine import Access
 
+QUICK = ("--quick", "--log")
 KILLS = 10
 LINES = 30  # of the log, at most, between two kills; a quick demonstration has some 250
 EPOCH = 0.06  # seconds, about: the kill falls anywhere in what comes after the last line
@@ -20,8 +21,7 @@ EPOCH = 0.06  # seconds, about: the kill falls anywhere in what comes after the 
 
 def demo(database: str, *options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "kasmina", "demo", "--quick", "--log", "--database", database]
-        + list(options),
+        [sys.executable, "-m", "kasmina", "demo", *options, "--database", database],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,19 +59,19 @@ def figures(database: str) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_a_demo_killed_at_ten_random_moments_ends_as_if_it_never_was(tmp_path: Path) -> None:
     whole, killed = f"sqlite:///{tmp_path / 'whole.db'}", f"sqlite:///{tmp_path / 'killed.db'}"
-    with demo(whole) as undisturbed:
+    with demo(whole, *QUICK) as undisturbed:
         acknowledged(undisturbed, None)
     assert undisturbed.returncode == 0
 
     moments = random.Random(4)
     said: set[tuple[str, int, str]] = set()
     for kill in range(KILLS):
-        with demo(killed, *(["--resume"] if kill else [])) as process:
+        with demo(killed, *QUICK, *(["--resume"] if kill else [])) as process:
             said |= acknowledged(process, moments.randint(1, LINES))
             process.send_signal(signal.SIGKILL)
             said |= acknowledged(process, None)
         assert process.returncode == -signal.SIGKILL
-    with demo(killed, "--resume") as last:
+    with demo(killed, *QUICK, "--resume") as last:
         said |= acknowledged(last, None)
     assert last.returncode == 0
 

@@ -59,6 +59,15 @@ def conv_host(*, inplace=False, dropout=0.0):
     )
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Tensors here are small: threads cost more than they give, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def drawn_from_a_known_seed():
     torch.manual_seed(0)

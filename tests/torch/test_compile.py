@@ -187,6 +187,30 @@ def test_a_seed_that_draws_breaks_the_graph_but_not_its_hosts_random_stream(kit,
         strict(images)
 
 
+def test_autocast_and_a_seed_of_another_dtype_compile_too(view, images):
+    class Float(nn.Module):
+        def forward(self, x):
+            return x.float()
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Float())
+    slot = graft(model, {"1": Topology.CNN}, example_inputs=(images,))["1"]
+    slot.attach(nn.Conv2d(8, 8, 1))
+    slot.follow(view("1", Behaviour.BLEND, 0.5), 0)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(images), model(images))
+
+
+@pytest.mark.slow
+def test_a_grown_model_exports(slots, kit, view, images):
+    slots[NORM].attach(kit.seed())
+    model = slots.model.eval()
+    for behaviour, alpha in STAGES:
+        slots[NORM].follow(view(NORM, behaviour, alpha), 0)
+        exported = torch.export.export(model, (images,))
+        assert torch.equal(exported.module()(images), model(images))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [STAGES[1], STAGES[3]], ids=["incubate", "blend"])
 def test_the_default_compiler_agrees_with_eager_code(slots, kit, view, images, stage):

@@ -112,6 +112,15 @@ class TestLeaks:
         slot(features)
         assert torch.equal(features, kept)
 
+    def test_a_fossil_that_writes_goes_on_with_a_copy(self, slots, incubating, images, view):
+        slot = incubating(Leaky(lambda conv, x: conv(x.relu_())))
+        step(slots, Monitor(slots), images)
+        slot.follow(view(NORM, Behaviour.SEED), 0)
+        features = torch.randn(2, 8, 4, 4)
+        kept = features.clone()
+        slot(features)
+        assert torch.equal(features, kept)
+
     @pytest.mark.parametrize("behaviour", [Behaviour.INCUBATE, Behaviour.BLEND])
     def test_a_draw_is_seen_undone_and_isolated_from_then_on(
         self, slots, incubating, kit, images, behaviour
@@ -141,6 +150,11 @@ class TestLeaks:
         assert torch.equal(torch.get_rng_state(), before)
         after = slots.model.state_dict()
         assert all(torch.equal(state[name], after[name]) for name in state)
+
+    def test_a_fossil_is_part_of_its_host_and_not_looked_at(self, slots, incubating):
+        weight = slots.model[4].weight
+        incubating(Leaky(lambda conv, x: conv(x.relu_()) * weight.mean()), Behaviour.SEED)
+        assert seen(Monitor(slots)) == []
 
 
 class TestSampling:

@@ -1,9 +1,12 @@
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from attrs import evolve as changed
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kasmina.adapters.torch.graft import graft
 from kasmina.adapters.torch.slot import SeedSlot, SlotMisuse, Sprout
@@ -81,6 +84,20 @@ class TestOccupancy:
         assert slot.seed is None
         assert slot.alpha == 0
         assert slot.view.behaviour is Behaviour.IDENTITY
+
+    def test_a_culled_seed_is_freed(self, kit, view, images):
+        model = kit.host(inplace=True)
+        slot = graft(model, {BATCH_NORM: Topology.CNN})[BATCH_NORM]
+        for behaviour in (Behaviour.INCUBATE, Behaviour.BLEND, Behaviour.SEED):
+            seed = kit.seed(dropout=0.5)
+            gone = weakref.ref(seed)
+            slot.attach(seed)
+            slot.follow(view(BATCH_NORM, behaviour, 0.5), 0)
+            model(images).sum().backward()
+            del seed
+            slot.detach()
+            gc.collect()
+            assert gone() is None
 
     def test_an_empty_slot_cannot_act(self, view):
         with pytest.raises(SlotMisuse, match="is empty and cannot blend"):
@@ -350,6 +367,27 @@ class TestHostsThatWorkInPlace:
         assert torch.equal(plain[0].weight.grad, model[0].weight.grad)
         assert slot.overwritten is True
         assert slot.seed.conv.weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    @pytest.mark.parametrize("behaviour", [Behaviour.INCUBATE, Behaviour.BLEND, Behaviour.SEED])
+    def test_activation_checkpointing_changes_nothing(self, kit, view, reentrant, behaviour):
+        gradients = []
+        for checkpointed in (False, True):
+            torch.manual_seed(0)
+            model, x = nn.ModuleDict({"trunk": kit.host(inplace=True)}), torch.randn(4, 3, 12, 12)
+            slot = graft(model, {"trunk.1": Topology.CNN})["trunk.1"]
+            slot.attach(nn.Conv2d(8, 8, 1))
+            slot.follow(view("trunk.1", behaviour, 0.5), 0)
+            x.requires_grad_()
+            for _ in range(3):
+                model.zero_grad()
+                if checkpointed:
+                    out = checkpoint(model["trunk"], x, use_reentrant=reentrant)
+                else:
+                    out = model["trunk"](x)
+                out.square().sum().backward()
+            gradients.append([p.grad for p in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
     def test_for_others_no_copy_is_made_after_the_first_step(self, grown, images):
         model, slot = grown(Behaviour.INCUBATE)

@@ -153,7 +153,8 @@ def graft(
     With ``example_inputs``, the positional arguments of one small forward, widths and shapes are
     looked at, in eval mode and without a trace; without, the width is that of the last layer in
     the module. Graft before compiling or wrapping the model. A target must return features, or a
-    tuple or list that begins with them. While grafted, the model has one more child, ``kasmina``.
+    tuple or list that begins with them. While grafted, the model has one more child, ``kasmina``;
+    in an ``nn.Sequential`` that is the last layer, and passes its input on.
 
     Raises ``UnknownModule`` and ``UngraftableModule``, with nothing changed.
     """

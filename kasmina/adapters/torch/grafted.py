@@ -119,10 +119,7 @@ class SlotBank(nn.Module):
 
     def slot(self, slot_id: str) -> SeedSlot:
         """The slot of that name, which must be among ``paths``."""
-        slot = self.get_submodule(child_name(slot_id))
-        if not isinstance(slot, SeedSlot):
-            raise TypeError(f"{slot_id!r} is a {type(slot).__name__}, not a SeedSlot")
-        return slot
+        return cast("SeedSlot", self.get_submodule(child_name(slot_id)))
 
 
 def child_name(slot_id: str) -> str:

@@ -58,8 +58,8 @@ class SeedSlot(nn.Module):
     a seed's tensors appear below ``seed``.
 
     ``alpha`` is a 0-dim buffer filled in place, so that compiled code follows it without a
-    recompile. ``alpha`` has the dtype of the features. ``nonfinite_outputs`` counts the forwards
-    in which the seed's output was not finite, on the device.
+    recompile; it has the features' dtype. ``nonfinite_outputs`` counts, on the device, the forwards
+    in which the seed's output was not finite.
     """
 
     seed: nn.Module | None
@@ -277,5 +277,8 @@ def _probe_shape(topology: Topology, width: int, seen: tuple[int, ...] | None) -
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:
-    """``value`` as a buffer of ``dtype`` holds it."""
+    """``value``, or the end of [0, 1] that a buffer of ``dtype`` would round it to."""
+    limits = torch.finfo(dtype)
+    if limits.tiny < value < 1 - limits.eps:
+        return value
     return torch.tensor(value, dtype=dtype).item()

@@ -20,7 +20,10 @@ def render_runs(states: Sequence[RunState], database: str) -> RenderableType:
     longest = max(len(state.run_id) for state in states)
     table = plain_table(gap=1)
     table.add_column("run", overflow="fold", min_width=min(longest, _WIDEST_ID))
-    table.add_column("name", overflow="fold", style="bold")
+    # An identifier usually begins with the name: then a column of names tells nothing.
+    named = any(not state.run_id.startswith(state.name) for state in states)
+    if named:
+        table.add_column("name", overflow="fold", style="bold")
     table.add_column("host", overflow="fold")
     table.add_column("slots", overflow="fold")
     table.add_column("epochs", justify="right", no_wrap=True)
@@ -30,7 +33,7 @@ def render_runs(states: Sequence[RunState], database: str) -> RenderableType:
     for state in states:
         table.add_row(
             state.run_id,
-            state.name,
+            *([state.name] if named else []),
             state.host.kind,
             _stages(state.slots.values()),
             f"{state.epoch:,}",

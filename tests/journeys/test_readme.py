@@ -1,0 +1,65 @@
+"""What the README shows works as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def programs() -> list[str]:
+    """The loop, and the blueprint."""
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[str]:
+    return re.findall(r"^\$ kasmina (.+)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the README's program has been run."""
+    place = tmp_path_factory.mktemp("readme")
+    loop, _ = programs()
+    done = subprocess.run(
+        [sys.executable, "-c", loop], cwd=place, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "TRAINING -> " in done.stdout
+    return place
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "my-first" in c])
+def test_the_commands_after_the_loop_work_on_its_run(folder: Path, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kasmina", *command.split()],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_diagram_is_the_machine_s_own() -> None:
+    drawn = subprocess.run(
+        [sys.executable, "-m", "kasmina", "stages"], text=True, capture_output=True, check=True
+    )
+    lines = [line.rstrip() for line in drawn.stdout.splitlines()]
+    assert "\n".join(lines).strip("\n") in README.read_text(encoding="utf-8")
+
+
+def test_the_blueprint_of_one_s_own_can_be_planted_and_is_the_example() -> None:
+    _, own = programs()
+    assert own in (README.parent / "examples" / "blueprint.py").read_text(encoding="utf-8")
+    used = """
+from kasmina.adapters.torch.blueprints import blueprints
+seed = blueprints.build(Topology.CNN, "shift", 3)
+x = torch.randn(2, 3, 4, 4)
+assert torch.equal(seed(x), x)
+"""
+    subprocess.run([sys.executable, "-c", own + used], check=True)
