@@ -1,5 +1,6 @@
 """``kasmina demo``: the one command that needs torch."""
 
+import shutil
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -59,7 +60,8 @@ def demo(
         ledger = gate_ledger(list(store.read(grown.run_id)))
     show(render_growth(grown.name, ledger))
     show(render_results(came_to))
-    show(render_farewell(grown.run_id, database))
+    program = "kasmina" if shutil.which("kasmina") else sys.argv[0]
+    show(render_farewell(program, grown.run_id, database))
 
 
 def _study(database: str, *, seed: int, quick: bool, log: bool) -> "Study":

@@ -134,12 +134,12 @@ def _comparison(results: "Sequence[Result]") -> Text:
     )
 
 
-def render_farewell(run_id: str, database: str) -> RenderableType:
-    """What to try next."""
+def render_farewell(program: str, run_id: str, database: str) -> RenderableType:
+    """What to try next, with ``program`` as the command's name."""
     commands = (
         f"export KASMINA_DATABASE={database}",
-        f"kasmina replay {run_id}",
-        f"kasmina audit {run_id} --refused",
-        "kasmina verify --all",
+        f"{program} replay {run_id}",
+        f"{program} audit {run_id} --refused",
+        f"{program} verify --all",
     )
     return Lines(Text("Next:", style="bold"), *(Text(f"  {command}") for command in commands))
