@@ -70,7 +70,8 @@ def open_run(
     identifiers = identifiers or RandomIdentifiers()
     if log is not None:
         configure_logging(log)
-    with ExitStack() as resources:
+    with ExitStack() as undo:
+        resources = undo.enter_context(ExitStack())
         store: EventStore = resources.enter_context(open_store(url, durability=durability))
         if log is not None:
             store = LoggingEventStore(store)
@@ -92,6 +93,7 @@ def open_run(
             journal = Journal.open(store, resume, writer=writer)
             _require_same_host(journal.state, slots)
         monitor, groups = Monitor(slots, every=sample_every), SeedGroups(optimizer)
+        undo.callback(groups.close)
         resources.callback(groups.on_step(monitor.observe_gradients).remove)
         parts = Parts(
             journal=journal,
@@ -102,11 +104,11 @@ def open_run(
             blueprints=registry,
             identifiers=identifiers,
             extra=extra or {},
-            release=resources.pop_all().close,
+            release=resources.close,
         )
-        if resume is None:
-            return Run(parts, journal.state)
-        return _resumed(parts, store, checkpoint)
+        run = Run(parts) if resume is None else _resumed(parts, store, checkpoint)
+        undo.pop_all()
+        return run
 
 
 def _software() -> tuple[Software, ...]:
@@ -139,7 +141,7 @@ def _resumed(parts: Parts, store: EventStore, path: str | PathLike[str] | None) 
     there = load(store, journal.run_id, until=to)
     if there is None:
         raise CorruptHistory(f"run {journal.run_id!r} has no event {to}")
-    run = Run(parts, there)
+    run = Run(parts, step=there.step if checkpoint is None else checkpoint.step)
     with ExitStack() as undo:
         undo.callback(run.show, _empty(there), {})
         run.show(there, _grown(there, parts))

@@ -1,12 +1,11 @@
 """The object a training loop holds: it measures, asks the gates, records, and only then acts."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Self, TypeVar
 
-from attrs import evolve as changed
 from attrs import frozen
 
 from kasmina.adapters.torch.blueprints import BlueprintRegistry
@@ -19,15 +18,15 @@ from kasmina.adapters.torch.optimizer import SeedGroups
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
-from kasmina.domain.errors import InvalidCommand
-from kasmina.domain.evidence import SeedEvidence
+from kasmina.domain.errors import EpochWentBackwards, InvalidCommand
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import Identifiers, Recorded
 from kasmina.domain.progress import advanceable
 from kasmina.domain.projections import Behaviour, SlotView, slot_view
-from kasmina.domain.schedules import AlphaSchedule, BlendPlan, held
-from kasmina.domain.stages import SeedInput, Stage
+from kasmina.domain.schedules import AlphaSchedule, BlendPlan
+from kasmina.domain.stages import SeedInput
 from kasmina.domain.state import RunState, SlotState
+from kasmina.examine import contrasts, epoch_evidence
 from kasmina.service import Draft, Journal
 
 E = TypeVar("E", bound=e.Event)
@@ -72,10 +71,11 @@ class Run:
     that it can be resumed.
     """
 
-    def __init__(self, parts: Parts, state: RunState) -> None:
+    def __init__(self, parts: Parts, *, step: int = 0) -> None:
         self._parts = parts
         self._journal = parts.journal
-        self._step = state.step
+        self._step = step
+        self._steps_in_epoch = 0
         self._views = {slot_id: SlotView(slot_id=slot_id) for slot_id in parts.slots}
         self._ramping: tuple[str, ...] = ()
 
@@ -152,6 +152,7 @@ class Run:
     def step(self) -> None:
         """Count one optimizer step: moves alpha along its ramps. Call it after each."""
         self._step += 1
+        self._steps_in_epoch += 1
         for slot_id in self._ramping:
             self.slots[slot_id].set_alpha(self._step)
         self._parts.monitor.step()
@@ -166,21 +167,29 @@ class Run:
 
         Raises ``InvalidCommand`` when no step was counted since the last epoch.
         """
-        if self._step == self.state.step:
+        if self._steps_in_epoch == 0:
             raise InvalidCommand(
                 "no optimizer step was counted in this epoch; call run.step() after every "
                 "optimizer.step()"
             )
         number = self.state.epoch + 1 if epoch is None else epoch
+        if number <= self.state.epoch:
+            raise EpochWentBackwards(last=self.state.epoch, given=number)
         measured = Measured() if evaluate is None else self._parts.evaluator.measure(evaluate)
-        contrasts = [] if evaluate is None else list(self._contrasts(evaluate, measured))
+        contrasted = (
+            ()
+            if evaluate is None
+            else tuple(contrasts(self._parts.evaluator, evaluate, measured, self.state, self._step))
+        )
+        observed = self._parts.monitor.collect()
         draft = self._journal.draft()
-        draft.decide(self._evidence(number, measured))
-        for command in contrasts:
+        draft.decide(epoch_evidence(observed, measured, self.state, self._step, number))
+        for command in contrasted:
             draft.decide(command)
         _advance_all(draft, self._step)
         recorded = self._commit(draft)
         self._parts.monitor.reset()
+        self._steps_in_epoch = 0
         return EpochReport(
             epoch=number,
             objective=measured.objective,
@@ -301,71 +310,6 @@ class Run:
         recorded = self._journal.commit(draft)
         self.show(self.state, attach or {})
         return recorded
-
-    def _evidence(self, epoch: int, measured: Measured) -> c.RecordEpoch:
-        observations = self._parts.monitor.collect()
-        seeds, violations = [], []
-        for slot_id, observed in observations.items():
-            slot = self.state.slot(slot_id)
-            if slot.seed is None or not slot.stage.holds_seed:
-                continue
-            seeds.append(
-                SeedEvidence(
-                    slot_id=slot_id,
-                    seed_id=slot.seed.seed_id,
-                    alpha=slot.seed.alpha(self._step),
-                    gradient_norm=observed.gradient_norm,
-                    nonfinite_outputs=observed.nonfinite_outputs,
-                    nonfinite_gradients=observed.nonfinite_gradients,
-                )
-            )
-            violations += [(slot_id, violation) for violation in observed.violations]
-        return c.RecordEpoch(
-            step=self._step,
-            epoch=epoch,
-            objective=measured.objective,
-            metrics=measured.metrics,
-            seeds=tuple(seeds),
-            violations=tuple(violations),
-        )
-
-    def _contrasts(self, evaluate: Evaluate, measured: Measured) -> Iterator[c.Command]:
-        """The model with each seed against the model without it, where the stage asks for it."""
-        evaluator, policy = self._parts.evaluator, self.state.policy
-        for slot_id, view in self._views.items():
-            slot = self.state.slot(slot_id)
-            if view.paused_at is not None:
-                continue
-            if view.stage is Stage.TRAINING and slot.epochs_in_stage + 1 >= policy.g2.min_epochs:
-                rehearsed = changed(view, behaviour=Behaviour.BLEND, schedule=held(1.0))
-                yield c.RecordCounterfactual(
-                    step=self._step,
-                    slot_id=slot_id,
-                    alpha=1.0,
-                    objective_with=evaluator.showing(evaluate, rehearsed).objective,
-                    objective_without=measured.objective,
-                )
-            elif view.stage is Stage.SHADOWING:
-                shadow = evaluator.shadow(
-                    evaluate, view, changed(view, behaviour=Behaviour.IDENTITY)
-                )
-                yield c.RecordShadow(
-                    step=self._step,
-                    slot_id=slot_id,
-                    agreement=shadow.agreement,
-                    values=shadow.values,
-                    objective_with=measured.objective,
-                    objective_without=shadow.objective_without,
-                )
-            elif view.stage is Stage.PROBATIONARY:
-                without = changed(view, behaviour=Behaviour.IDENTITY)
-                yield c.RecordCounterfactual(
-                    step=self._step,
-                    slot_id=slot_id,
-                    alpha=view.alpha(self._step),
-                    objective_with=measured.objective,
-                    objective_without=evaluator.showing(evaluate, without).objective,
-                )
 
 
 def _init_seed(state: RunState, slot: SlotState) -> int:

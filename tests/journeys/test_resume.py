@@ -162,3 +162,38 @@ def test_a_closed_run_goes_on_from_its_checkpoint(database: Path, tmp_path: Path
     resumed = again.open(database, resume=run.run_id)
     assert not resumed.state.closed
     plant_and_train(again, resumed, 1)
+
+
+def test_a_checkpoint_within_an_epoch_keeps_the_steps_taken_so_far(
+    database: Path, tmp_path: Path
+) -> None:
+    first = Loop.fresh()
+    run = first.open(database)
+    plant_and_train(first, run, 1)
+    first.train(run.step)
+    run.checkpoint(tmp_path / "run.pt")
+    report = run.end_epoch(first.evaluate)
+    assert report.epoch == 2
+    again = Loop.fresh()
+    resumed = again.open(database, resume=run.run_id)
+    assert (resumed.state.epoch, resumed.state.step) == (1, 8)
+    again.train(resumed.step)
+    assert resumed.end_epoch(again.evaluate).epoch == 2
+    assert resumed.state.step == 12
+
+
+def test_a_refused_resume_lets_go_of_store_and_optimizer(database: Path, tmp_path: Path) -> None:
+    first = Loop.fresh()
+    run = first.open(database)
+    plant_and_train(first, run, 1)
+    run.checkpoint(tmp_path / "run.pt")
+    (tmp_path / "run.pt").write_bytes(b"nonsense")
+    again = Loop.fresh()
+    hooks = len(again.optimizer._optimizer_step_pre_hooks)
+    with pytest.raises(CheckpointError):
+        again.open(database, resume=run.run_id)
+    assert all(slot.seed is None for slot in again.slots.values())
+    assert len(again.optimizer.param_groups) == 1
+    assert len(again.optimizer._optimizer_step_pre_hooks) == hooks
+    with again.open(tmp_path / "other.db") as other:
+        again.epoch(other)
