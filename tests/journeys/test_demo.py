@@ -1,0 +1,82 @@
+"""The demonstration shows what it is there to show, and its commands work on its database."""
+
+import pytest
+
+from kasmina import Stage, open_store
+from kasmina.adapters.cli.app import run as call
+from kasmina.domain import events as e
+from kasmina.domain.stages import CullCause
+from kasmina.infra.engine import Access
+from kasmina.service import load
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('demo') / 'demo.db'}"
+
+
+@pytest.fixture(scope="module")
+def shown(url: str) -> str:
+    return _output(["demo", "--quick", "--database", url])
+
+
+def _output(arguments: list[str]) -> str:
+    with redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COLUMNS", "100")
+        assert call(arguments) == 0
+    return said.getvalue()
+
+
+def test_it_ends_with_a_table_the_ledger_and_what_to_try_next(shown: str) -> None:
+    assert "What the gates decided in digits-grown-0" in shown
+    assert "G2 refused: rehearsed_contribution" in shown
+    assert "Host alone" in shown
+    assert "over 1 pair with the same steps and data order" in shown
+    assert "audit digits-grown-0-" in shown
+
+
+def test_one_seed_is_fossilized_one_is_culled_by_its_gate_and_its_slot_used_again(
+    shown: str, url: str
+) -> None:
+    assert shown
+    with open_store(url, access=Access.READ) as store:
+        alone, grown = (first.run_id for first in store.runs())
+        history = [record.event for record in store.read(grown)]
+        state = load(store, grown)
+        assert all(slot.germinations == 0 for slot in load(store, alone).slots.values())
+    assert any(isinstance(event, e.SeedFossilized) for event in history)
+    (culled, *_) = [event for event in history if isinstance(event, e.SeedCulled)]
+    assert culled.cause is CullCause.TIMED_OUT
+    assert culled.reason.startswith("G2 refused for 6 epochs")
+    reused = [
+        event
+        for event in history
+        if isinstance(event, e.SeedGerminated) and event.slot_id == culled.slot_id
+    ]
+    assert len(reused) == 2
+    assert state.slot("stage1").stage is Stage.FOSSILIZED
+    assert state.closed
+
+
+def test_its_figures_are_those_of_the_log(shown: str, url: str) -> None:
+    with open_store(url, access=Access.READ) as store:
+        for first in store.runs():
+            state = load(store, first.run_id)
+            assert f"{state.metrics['test_accuracy']:.1f}" in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["runs"], ["replay", "latest"], ["audit", "latest", "--refused"], ["verify", "--all"]],
+)
+def test_the_reading_commands_work_on_its_database(
+    shown: str, url: str, command: list[str]
+) -> None:
+    assert shown
+    assert _output([*command, "--database", url]).strip()
+
+
+def test_a_finished_demo_has_nothing_to_go_on_with(shown: str, url: str) -> None:
+    again = _output(["demo", "--quick", "--resume", "--database", url])
+    assert " → " not in again
+    assert shown.split("Accuracy on")[1] == again.split("Accuracy on")[1]
