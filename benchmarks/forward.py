@@ -226,25 +226,388 @@ def stages() -> Iterator[Line]:
             follow(slot, behaviour, alpha, SeedInput.OPEN)
             inputs, grown = (x, *seed.parameters()), torch.randn(shape)
             ways = [partial(model[0], x), partial(hand, plain, seed, x)]
-            ways += [] if textbook is None else [partial(textbook, plain, seed, x)]
-            for way in ways:
-                agree((way(), *both_ways(way, inputs, grown)()), (ways[0](),))
+            if textbook is not None:
+                ways.append(partial(textbook, plain, seed, x))
             works = [both_ways(way, inputs, grown) for way in ways]
-            expected = works[0]()
-            for work in works:
-                agree(work(), expected)
+            for way, work in zip(ways, works, strict=True):
+                torch.testing.assert_close(way(), ways[0]())
+                torch.testing.assert_close(work(), works[0]())
             label = f"{kind.upper()}{' 0.5' if kind == 'blend' else ''}, {name}"
             yield Line(
                 f"{label} on {'×'.join(map(str, shape))}, against {against}",
                 kind,
                 limit=works[1],
                 ours=works[0],
-                textbook=works[2] if textbook is not None else None,
+                textbook=None if textbook is None else works[2],
                 wanted=1.02,
             )
 
 
-def agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Assert that the first tensors of ``found`` are those expected."""
-    for one, other in zip(found, expected, strict=False):
-        torch.testing.assert_close(one, other)
+def empty(*, compiled: bool) -> Iterator[Line]:
+    """A host with empty slots, and the host."""
+    x, images = torch.randn(CNN), torch.randn(32, 1, 16, 16)
+    plain, model = nn.Identity(), nn.Sequential(nn.Identity())
+    graft(model, {"0": Topology.CNN}, example_inputs=(x,))
+    yield Line("the same code, against itself", "itself", partial(plain, x), partial(plain, x))
+    yield Line(
+        "empty slot on `nn.Identity`, forward",
+        "empty",
+        limit=partial(plain, x),
+        ours=partial(model[0], x),
+        within=1.0,
+    )
+    host = ConvHost()
+    grafted = copy.deepcopy(host)
+    graft_host(grafted)
+    for kind, limit, ours in (
+        ("empty", host, grafted),
+        ("compiled", torch.compile(host, fullgraph=True), torch.compile(grafted, fullgraph=True)),
+    )[: 1 + compiled]:
+        grown = torch.ones_like(limit(images))
+        works = [
+            both_ways(partial(model, images), tuple(host_parameters), grown)
+            for model, host_parameters in ((limit, host.parameters()), (ours, grafted.parameters()))
+        ]
+        torch.testing.assert_close(works[0](), works[1]())
+        yield Line(
+            f"two empty slots in ConvHost{', compiled' * (kind == 'compiled')}",
+            kind,
+            limit=works[0],
+            ours=works[1],
+            wanted=1.00,
+        )
+
+
+# --- a training with its run ---
+
+
+class Training:
+    """``ConvHost`` with two seeds that incubate, under a run; and the same by hand."""
+
+    def __init__(
+        self, url: str, channels: tuple[int, ...], images: tuple[int, ...], resources: ExitStack
+    ) -> None:
+        torch.manual_seed(0)
+        self.images = torch.randn(EPOCH, *images)
+        self.labels = torch.randint(0, 10, (EPOCH, images[0]))
+        self.host = ConvHost(inputs=images[1], channels=channels)
+        twin = copy.deepcopy(self.host)
+        self.slots = graft_host(self.host)
+        self.optimizer = torch.optim.AdamW(self.slots.host_parameters(), lr=RATE)
+        self.run = resources.enter_context(opened(url, self.slots, self.optimizer))
+        for slot_id in self.slots:
+            self.run.germinate(slot_id, "conv_light")
+        seeds = [copy.deepcopy(slot.seed) for slot in self.slots.values()]
+        self.by_hand = GrownByHand(twin, seeds)
+        groups = [{"params": twin.parameters()}]
+        groups += [{"params": seed.parameters(), "lr": RATE * RELATIVE_RATE} for seed in seeds]
+        self.optimizer_by_hand = torch.optim.AdamW(groups, lr=RATE)
+        self.ends: list[tuple[float, float]] = []
+
+    def limit(self) -> None:
+        """An epoch by hand."""
+        for images, labels in zip(self.images, self.labels, strict=True):
+            self.optimizer_by_hand.zero_grad()
+            F.cross_entropy(self.by_hand(images), labels).backward()
+            self.optimizer_by_hand.step()
+
+    def ours(self) -> None:
+        """An epoch under the run, recorded."""
+        for images, labels in zip(self.images, self.labels, strict=True):
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.host(images), labels).backward()
+            self.optimizer.step()
+            self.run.step()
+        self.ends.append(both_clocks(partial(self.run.end_epoch, None)))
+
+    def check(self) -> None:
+        """Host and seeds have the bits of those by hand, and still incubate."""
+        ours = [*self.slots.host_parameters(), *self.slots.seed_parameters()]
+        for one, other in zip(ours, self.by_hand.parameters(), strict=True):
+            assert torch.equal(one, other)
+        for slot in self.slots.values():
+            assert slot.view.behaviour is Behaviour.INCUBATE
+
+    def line(self) -> Line:
+        """A whole step, its share of the epoch's end included."""
+        self.limit()
+        self.ours()
+        self.check()
+        batch = "×".join(map(str, self.images.shape[1:]))
+        widths = " and ".join(str(slot.width) for slot in self.slots.values())
+        return Line(
+            f"training step, ConvHost with channels {widths} on {batch}, two seeds, recorded",
+            "step",
+            limit=self.limit,
+            ours=self.ours,
+            wanted=1.01,
+            units=EPOCH,
+        )
+
+
+def opened(url: str, slots: Slots, optimizer: torch.optim.Optimizer) -> Any:  # noqa: ANN401
+    """A run in the database at ``url``, whose slots can be used again at once."""
+    return open_run(
+        url,
+        name="benchmark",
+        slots=slots,
+        optimizer=optimizer,
+        objective=Objective.maximize("val_accuracy", unit="percent"),
+        policy=GatePolicy(embargo_epochs=0),
+    )
+
+
+@contextmanager
+def trainings(folder: Path) -> Iterator[list[Training]]:
+    """A small host, on which every microsecond shows, and a larger one."""
+    with ExitStack() as resources:
+        yield [
+            Training(f"sqlite:///{folder / f'{n}.db'}", channels, images, resources)
+            for n, (channels, images) in enumerate(
+                (((16, 32), (64, 1, 8, 8)), ((32, 64), (32, 3, 32, 32)))
+            )
+        ]
+
+
+# --- what is told in milliseconds, bytes and counts ---
+
+
+def both_clocks(act: Work) -> tuple[float, float]:
+    """Seconds by the wall and of CPU time that ``act`` takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    act()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def latencies(folder: Path, trained: Training, times: int) -> str:
+    """Germination, cull and the end of an epoch, all durable before they return."""
+    slots = graft_host(ConvHost())
+    optimizer = torch.optim.AdamW(slots.host_parameters(), lr=RATE)
+    found: dict[str, list[tuple[float, float]]] = {"germinate": [], "cull": []}
+    with opened(f"sqlite:///{folder / 'latency.db'}", slots, optimizer) as run:
+        for _ in range(times):
+            for act, work in (
+                ("germinate", partial(run.germinate, "stage1", "conv_light")),
+                ("cull", partial(run.cull, "stage1", "measured")),
+            ):
+                found[act].append(both_clocks(work))
+    found["end_epoch, two seeds, without evaluation"] = trained.ends
+    rows = ["| what | wall, ms | CPU, ms |", "|---|---|---|"]
+    for what, samples in found.items():
+        wall, cpu = (statistics.median(side) * 1e3 for side in zip(*samples, strict=True))
+        rows.append(f"| {what} | {wall:.2f} | {cpu:.2f} |")
+    return "\n".join(rows)
+
+
+def sizes(folder: Path, training: Training) -> str:
+    """A checkpoint, beside the least that could be saved."""
+    host, hand, ours = (folder / name for name in ("host.pt", "hand.pt", "ours.pt"))
+    torch.save(training.by_hand.host.state_dict(), host)
+    state = {
+        "model": training.by_hand.state_dict(),
+        "optimizer": training.optimizer_by_hand.state_dict(),
+    }
+    torch.save(state, hand)
+    training.run.checkpoint(ours)
+    least, by_hand, kept = (file.stat().st_size for file in (host, hand, ours))
+    return "\n".join(
+        (
+            "| what is saved | bytes | kasmina : this |",
+            "|---|---|---|",
+            f"| the host's `state_dict` alone | {least:,} | {kept / least:.2f} |",
+            f"| by hand: host, seeds, optimizer | {by_hand:,} | {kept / by_hand:.2f} |",
+            f"| `run.checkpoint`: these, random streams, place in the log | {kept:,} | 1.00 |",
+        )
+    )
+
+
+def graphs(given: SeedInput) -> list[int]:
+    """New graphs at each moment of a seed's life, forward and backward, under aot_eager."""
+    torch._dynamo.reset()  # noqa: SLF001 - there is no public way
+    counters.clear()
+    torch.manual_seed(0)
+    x, host = torch.randn(8, 1, 8, 8), ConvHost()
+    slot = graft_host(host)["stage0"]
+    forward = torch.compile(host, fullgraph=True, backend="aot_eager")
+    found: list[int] = []
+
+    def live(behaviour: Behaviour, *alphas: float) -> None:
+        before = counters["stats"]["unique_graphs"]
+        for alpha in alphas:
+            follow(slot, behaviour, alpha, given)
+            forward(x).sum().backward()
+        found.append(counters["stats"]["unique_graphs"] - before)
+
+    live(Behaviour.IDENTITY, 0.0)
+    for last in (False, True):
+        slot.attach(blueprints.build(slot.topology, "conv_light", slot.width))
+        live(Behaviour.INCUBATE, 0.0)
+        if last:
+            break
+        live(Behaviour.BLEND, 0.0)
+        live(Behaviour.BLEND, *(n / 20 for n in range(21)))
+        live(Behaviour.SEED, 1.0)
+        slot.detach()
+        live(Behaviour.IDENTITY, 0.0)
+    slot.detach()
+    live(Behaviour.IDENTITY, 0.0)
+    assert not counters["graph_break"]
+    return found
+
+
+def recompiles() -> str:
+    """The counts, for both ways in which a seed may see its input from BLENDING on."""
+    moments = ("first call", "germination", "exposure", "20 moves of alpha", "fossilization")
+    moments += ("removal", "second germination", "cull")
+    rows = [f"| seed input | {' | '.join(moments)} |", "|---" * (len(moments) + 1) + "|"]
+    for given in SeedInput:
+        counts = " | ".join(map(str, graphs(given)))
+        rows.append(f"| {given.value.lower()} | {counts} |")
+    return "\n".join(rows)
+
+
+def parts() -> str:
+    """What is paid for exactness, piece by piece, on both features."""
+    rows = ["| part, alone | " + " | ".join("×".join(map(str, s)) for s in (CNN, TRANSFORMER))]
+    rows = [f"{rows[0]} |", "|---|---|---|"]
+    columns = []
+    for shape in (CNN, TRANSFORMER):
+        host, seed, alpha = torch.randn(shape), torch.randn(shape), torch.tensor(ALPHA)
+        count = torch.zeros((), dtype=torch.int64)
+        works: dict[str, Work] = {
+            "count a non-finite output (sum, compare, add)": partial(
+                ops.count_nonfinite, seed, count
+            ),
+            "`torch.where(alpha == 0, host, seed)`": partial(torch.where, alpha == 0, host, seed),
+            "clean the seed's gradient (`nan_to_num`)": partial(torch.nan_to_num, seed, 0, 0, 0),
+            "for scale: `torch.lerp`": partial(torch.lerp, host, seed, ALPHA),
+            "for scale: a copy": host.clone,
+        }
+        columns.append({name: statistics.median(samples(work)) for name, work in works.items()})
+    for name in columns[0]:
+        rows.append(f"| {name} | {' | '.join(f'{c[name] * 1e6:.0f} µs' for c in columns)} |")
+    return "\n".join(rows)
+
+
+# --- measuring ---
+
+
+def calls(work: Work) -> int:
+    """How many calls a sample takes; run once for nothing first, for caches and pages."""
+    for _ in range(3):
+        work()
+    return max(1, round(SAMPLE / max(both_clocks(work)[1], 1e-7)))
+
+
+def sample(work: Work, times: int) -> float:
+    """Seconds of CPU time that a call takes."""
+    start = time.process_time()
+    for _ in range(times):
+        work()
+    return (time.process_time() - start) / times
+
+
+def samples(work: Work, rounds: int = 15) -> list[float]:
+    """``sample`` again and again."""
+    times = calls(work)
+    return [sample(work, times) for _ in range(rounds)]
+
+
+def compare(lines: Sequence[Line], rounds: int) -> list[Row]:
+    """Every line in every round, its works in turns."""
+    works = [[line.limit, line.ours, *filter(None, [line.textbook])] for line in lines]
+    times = [calls(each[0]) for each in works]
+    found: list[list[list[float]]] = [[] for _ in lines]
+    for n in range(rounds):
+        for line, each, count in zip(found, works, times, strict=True):
+            order = [(n + k) % len(each) for k in range(len(each))]
+            taken = {k: sample(each[k], count) for k in order}
+            line.append([taken[k] for k in range(len(each))])
+    return [row(line, taken) for line, taken in zip(lines, found, strict=True)]
+
+
+def row(line: Line, taken: Sequence[Sequence[float]]) -> Row:
+    """Medians of one line's rounds."""
+    limit, ours = (statistics.median(each[k] for each in taken) / line.units for k in (0, 1))
+    low, middle, high = statistics.quantiles([each[1] / each[0] for each in taken], n=4)
+    textbook = None
+    if line.textbook is not None:
+        textbook = statistics.median(each[1] / each[2] for each in taken)
+    return Row(line, limit, ours, (low, middle, high), textbook)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The comparison as Markdown, the missed figures in bold."""
+    text = [
+        "| what | by hand, µs | kasmina, µs | kasmina : by hand | wanted | kasmina : textbook |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in rows:
+        low, ratio, high = each.ratios
+        bold = "**" * each.missed
+        textbook = "–" if each.textbook is None else f"{each.textbook:.2f}"
+        text.append(
+            f"| {each.line.name} | {each.limit * 1e6:,.1f} | {each.ours * 1e6:,.1f} "
+            f"| {bold}{ratio:.2f}{bold} ({low:.2f}–{high:.2f}) | {each.wanted} | {textbook} |"
+        )
+    return "\n".join(text)
+
+
+def missed(rows: Sequence[Row]) -> str:
+    """Which wanted figures this run missed, by how much, and why."""
+    text = []
+    for kind in dict.fromkeys(each.line.kind for each in rows if each.missed):
+        those = [each for each in rows if each.missed and each.line.kind == kind]
+        by = "; ".join(
+            f"{each.line.name}: {each.ratios[1]:.2f}, +{(each.ours - each.limit) * 1e6:.1f} µs"
+            for each in those
+        )
+        text.append(f"- {by}. {WHY[kind]}")
+    return "\n".join(text) or "None."
+
+
+def measure(*, quick: bool) -> str:
+    """All tables, as Markdown."""
+    with tempfile.TemporaryDirectory() as name, trainings(Path(name)) as trained:
+        folder = Path(name)
+        rows = compare([*empty(compiled=not quick), *stages()], 8 if quick else 30)
+        rows += compare([each.line() for each in trained], 3 if quick else 15)
+        for each in trained:
+            each.check()
+        return "\n\n".join(
+            (
+                table(rows),
+                "## Missed in this run, by how much, and why",
+                missed(rows),
+                "## What exactness costs",
+                parts(),
+                "## Latency, with an event log that is durable on return",
+                latencies(folder, trained[-1], 20 if quick else 100),
+                "## Size of a checkpoint (the larger host)",
+                sizes(folder, trained[-1]),
+                "## Graphs compiled in a seed's life (`fullgraph=True`, no graph break)",
+                recompiles(),
+            )
+        )
+
+
+def main() -> None:
+    """Measure, print, and keep the tables where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
+    parser.add_argument("--write", action="store_true", help="keep it in results/forward.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    where = (
+        f"Device cpu, {os.cpu_count()} CPUs, one thread, torch {torch.__version__}, Python "
+        f"{platform.python_version()}. CPU time a forward and backward (a step where it says so)"
+    )
+    text = f"# The forward against code by hand\n\n{where}.\n\n{measure(quick=options.quick)}\n"
+    print(text)
+    if options.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

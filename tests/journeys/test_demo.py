@@ -1,5 +1,8 @@
 """The demonstration shows what it is there to show, and its commands work on its database."""
 
+import io
+from contextlib import redirect_stdout
+
 import pytest
 
 from kasmina import Stage, open_store
