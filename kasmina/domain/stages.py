@@ -93,7 +93,10 @@ class SeedInput(Enum):
 
 
 class Leak(Enum):
-    """A way in which an incubating seed was seen to touch its host."""
+    """A way in which an incubating seed was seen to touch its host.
+
+    ``SHARED_PARAMETER`` covers buffers too: any memory that both hold.
+    """
 
     GRADIENT = "gradient"
     SHARED_PARAMETER = "shared_parameter"
