@@ -1,4 +1,4 @@
-"""The domain's tests in three words, given(...).when(...).then(...), and the pasts they start from.
+"""The pasts that the domain's tests start from.
 
 The pasts are written out event by event and never made by ``decide``, which is what they test.
 Every epoch has ten optimizer steps; in every past but the first the objective gets one better with
@@ -7,11 +7,8 @@ each epoch.
 
 from typing import TypeVar
 
-from attrs import frozen
-
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
-from kasmina.domain.decide import decide
 from kasmina.domain.evidence import (
     GateOutcome,
     HostDescription,
@@ -43,82 +40,6 @@ PROBE = Probe(
 
 Events = tuple[e.Event, ...]
 Raised = TypeVar("Raised", bound=Exception)
-
-
-# --- given, when, then ---------------------------------------------------------------------
-
-
-@frozen
-class Given:
-    """What has happened so far."""
-
-    events: Events
-
-    @property
-    def state(self) -> RunState | None:
-        return replay(self.events)
-
-    def when(self, command: c.Command, policy: GatePolicy | None = None) -> "Decided":
-        """Decide about ``command``, by the run's own policy unless another is given."""
-        state = self.state
-        before = repr(state)
-        ruling = policy or (POLICY if state is None else state.policy)
-        try:
-            events, error = decide(state, command, ruling), None
-        except Exception as raised:  # noqa: BLE001 - what was raised is the result
-            events, error = (), raised
-        assert repr(state) == before, "a decision changed the state it was made on"
-        return Decided(self.events, events, error)
-
-
-@frozen
-class Decided:
-    """What a command led to: events, or an error and no events."""
-
-    past: Events
-    _events: Events
-    error: Exception | None
-
-    @property
-    def events(self) -> Events:
-        if self.error is not None:
-            raise self.error
-        return self._events
-
-    @property
-    def state(self) -> RunState:
-        """The state after the decision."""
-        return state_after(*self.past, *self.events)
-
-    @property
-    def slot(self) -> SlotState:
-        return self.state.slot(SLOT)
-
-    @property
-    def outcome(self) -> GateOutcome:
-        """The one gate outcome among the events."""
-        (found,) = [event for event in self.events if isinstance(event, e.GateEvaluated)]
-        return found.outcome
-
-    def then(self, *expected: e.Event) -> "Decided":
-        """Precisely these events. Compared as text too, because NaN is not equal to itself."""
-        assert self.events == expected or repr(self.events) == repr(expected)
-        return self
-
-    def then_only(self, *kinds: type[e.Event]) -> "Decided":
-        assert tuple(type(event) for event in self.events) == kinds
-        return self
-
-    def raises(self, kind: type[Raised], *, saying: str = "") -> Raised:
-        """The error, which must be of precisely this kind and whose text must hold ``saying``."""
-        assert self._events == ()
-        assert type(self.error) is kind, f"{self.error!r} is not a {kind.__name__}"
-        assert saying in str(self.error)
-        return self.error
-
-
-def given(*events: e.Event) -> Given:
-    return Given(events)
 
 
 def state_after(*events: e.Event) -> RunState:

@@ -13,6 +13,7 @@ from kasmina.domain.policies import GatePolicy
 from kasmina.domain.progress import advanceable
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan, Curve
 from kasmina.domain.stages import CullCause, Stage, Trigger
+from kasmina.testing import given
 from tests.domain.scenario import (
     ENTERED_AT,
     READY_AT,
@@ -23,7 +24,6 @@ from tests.domain.scenario import (
     entered,
     epoch,
     evidence,
-    given,
     moved,
     paused,
     ready,

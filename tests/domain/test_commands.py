@@ -18,6 +18,7 @@ from kasmina.domain.errors import (
 from kasmina.domain.evidence import Metric, Software, Violation
 from kasmina.domain.policies import G2Policy, GatePolicy
 from kasmina.domain.stages import Health, Leak, Stage, Topology
+from kasmina.testing import given
 from tests.domain.scenario import (
     ACCURACY,
     ENTERED_AT,
@@ -33,7 +34,6 @@ from tests.domain.scenario import (
     evidence,
     germinate,
     germinated,
-    given,
     opened,
     ready,
     record_epoch,

@@ -10,6 +10,7 @@ from kasmina.domain.machine import edge, forward, legal_triggers
 from kasmina.domain.policies import GatePolicy, MetricCheck
 from kasmina.domain.progress import advanceable
 from kasmina.domain.stages import CullCause, Gate, Stage, Trigger
+from kasmina.testing import given
 from tests.domain.scenario import (
     ACCURACY,
     LOSS,
@@ -19,7 +20,6 @@ from tests.domain.scenario import (
     cull,
     entered,
     germinate,
-    given,
     ready,
     seed_culled,
     slot_after,

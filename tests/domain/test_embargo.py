@@ -8,6 +8,7 @@ from kasmina.domain.errors import EmbargoActive, SlotOccupied
 from kasmina.domain.evidence import Violation
 from kasmina.domain.policies import G2Policy, G5Policy, GatePolicy, Timeouts
 from kasmina.domain.stages import CullCause, Gate, Health, Leak, Stage
+from kasmina.testing import given
 from tests.domain.scenario import (
     ACCURACY,
     SLOT,
@@ -18,7 +19,6 @@ from tests.domain.scenario import (
     evidence,
     germinate,
     germinated,
-    given,
     paused,
     ready,
     record_epoch,

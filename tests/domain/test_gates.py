@@ -16,6 +16,7 @@ from kasmina.domain.policies import (
     MetricCheck,
 )
 from kasmina.domain.stages import Gate, Health, Stage
+from kasmina.testing import given
 from tests.domain.scenario import (
     ACCURACY,
     LOSS,
@@ -29,7 +30,6 @@ from tests.domain.scenario import (
     evidence,
     germinate,
     germinated,
-    given,
     opened,
     ready,
     seed_after,

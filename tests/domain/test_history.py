@@ -17,6 +17,7 @@ from kasmina.domain.evolve import evolve, replay, surviving
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.stages import Gate, Health, Leak, Stage, Trigger
 from kasmina.domain.state import OBJECTIVES_KEPT
+from kasmina.testing import given
 from tests.domain.scenario import (
     RUN,
     SEED,
@@ -27,7 +28,6 @@ from tests.domain.scenario import (
     epoch,
     evidence,
     germinated,
-    given,
     moved,
     opened,
     passed,

@@ -11,6 +11,7 @@ from kasmina.domain.errors import UnknownSlot
 from kasmina.domain.evidence import HostDescription
 from kasmina.domain.observation import NOT_EVALUATED, Observation, observe
 from kasmina.domain.stages import Gate, Stage
+from kasmina.testing import given
 from tests.domain.scenario import (
     ACCURACY,
     LOSS,
@@ -20,7 +21,6 @@ from tests.domain.scenario import (
     entered,
     epoch,
     evidence,
-    given,
     opened,
     paused,
     ready,

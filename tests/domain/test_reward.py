@@ -7,6 +7,7 @@ from kasmina.domain import events as e
 from kasmina.domain.evolve import replay
 from kasmina.domain.reward import Reward, RewardWeights, reward
 from kasmina.domain.stages import Stage
+from kasmina.testing import given
 from tests.domain.scenario import (
     advance,
     cull,
@@ -14,7 +15,6 @@ from tests.domain.scenario import (
     entered,
     epoch,
     germinated,
-    given,
     ready,
     seed_culled,
     slot_opened,

@@ -117,6 +117,8 @@ def visited_by_seeds(name):
     return train(sgd, SCHEDULERS[name], visits=(("a", 3, 12), ("b", 5, 9), ("c", 11, 17)))
 
 
+# torch 2.6 warns of what its own SequentialLR does.
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")
 @pytest.mark.parametrize("name", SCHEDULERS)
 class TestWithEveryScheduler:
     def test_the_hosts_rates_and_tensors_are_those_of_a_host_without_seeds(self, name):
