@@ -14,9 +14,9 @@ from kasmina.adapters.torch.germination import Sprout, sprout
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
 from kasmina.adapters.torch.measurement import Evaluator, Prediction
-from kasmina.adapters.torch.optimizer import SeedGroups
+from kasmina.adapters.torch.optimizer import SeedGroups, seed_order
 from kasmina.domain import commands as c
-from kasmina.domain.errors import CorruptHistory, HostMismatch
+from kasmina.domain.errors import CorruptHistory, HostMismatch, InvalidCommand, RunIsClosed
 from kasmina.domain.evidence import HostDescription, Software
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
@@ -67,11 +67,15 @@ def open_run(
     Raises ``StoreUnavailable``, ``SchemaMismatch``, ``UnknownRun``, ``HostMismatch``,
     ``CheckpointError``; log, host and optimizer are then as they were.
     """
+    _require_unused(slots, optimizer)
     identifiers = identifiers or RandomIdentifiers()
     if log is not None:
         configure_logging(log)
     with ExitStack() as undo:
         resources = undo.enter_context(ExitStack())
+        monitor, groups = Monitor(slots, every=sample_every), SeedGroups(optimizer)
+        undo.callback(groups.close)
+        resources.callback(groups.on_step(monitor.observe_gradients).remove)
         store: EventStore = resources.enter_context(open_store(url, durability=durability))
         if log is not None:
             store = LoggingEventStore(store)
@@ -92,9 +96,6 @@ def open_run(
         else:
             journal = Journal.open(store, resume, writer=writer)
             _require_same_host(journal.state, slots)
-        monitor, groups = Monitor(slots, every=sample_every), SeedGroups(optimizer)
-        undo.callback(groups.close)
-        resources.callback(groups.on_step(monitor.observe_gradients).remove)
         parts = Parts(
             journal=journal,
             slots=slots,
@@ -106,9 +107,30 @@ def open_run(
             extra=extra or {},
             release=resources.close,
         )
-        run = Run(parts) if resume is None else _resumed(parts, store, checkpoint)
+        if resume is None:
+            run = Run(parts, step=0, steps_in_epoch=0)
+        else:
+            run = _resumed(parts, store, checkpoint)
         undo.pop_all()
         return run
+
+
+def _require_unused(slots: Slots, optimizer: Optimizer) -> None:
+    """Slots and optimizer belong to one run: a second one would act on the first one's seeds."""
+    seeds = seed_order(optimizer.param_groups)
+    occupied = [slot_id for slot_id, slot in slots.items() if slot.seed is not None]
+    if seeds or occupied:
+        raise InvalidCommand(
+            f"another run's seeds are still in slots {occupied} and in the optimizer's groups "
+            f"{list(seeds)}; build host and optimizer anew and graft, to go on with that run "
+            f"with resume=..."
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(parameter) in held for parameter in slots.host_parameters()):
+        raise InvalidCommand(
+            "the optimizer holds none of the host's parameters; build it from "
+            "slots.host_parameters() of the model that was grafted"
+        )
 
 
 def _software() -> tuple[Software, ...]:
@@ -129,6 +151,8 @@ def _resumed(parts: Parts, store: EventStore, path: str | PathLike[str] | None) 
     saved = journal.state.checkpoint
     if path is None and saved is not None:
         path = saved.path
+    if path is None and journal.state.closed:
+        raise RunIsClosed(journal.run_id)
     checkpoint = None if path is None else read_checkpoint(path)
     to = _beginning(journal)
     if checkpoint is not None:
@@ -141,7 +165,9 @@ def _resumed(parts: Parts, store: EventStore, path: str | PathLike[str] | None) 
     there = load(store, journal.run_id, until=to)
     if there is None:
         raise CorruptHistory(f"run {journal.run_id!r} has no event {to}")
-    run = Run(parts, step=there.step if checkpoint is None else checkpoint.step)
+    step = there.step if checkpoint is None else checkpoint.step
+    run = Run(parts, step=step, steps_in_epoch=step - there.epoch_ended)
+    parts.monitor.resume(step)
     with ExitStack() as undo:
         undo.callback(run.show, _empty(there), {})
         run.show(there, _grown(there, parts))

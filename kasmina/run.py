@@ -24,7 +24,7 @@ from kasmina.domain.ports import Identifiers, Recorded
 from kasmina.domain.progress import advanceable
 from kasmina.domain.projections import Behaviour, SlotView, slot_view
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan
-from kasmina.domain.stages import SeedInput
+from kasmina.domain.stages import SeedInput, Stage
 from kasmina.domain.state import RunState, SlotState
 from kasmina.examine import contrasts, epoch_evidence
 from kasmina.service import Draft, Journal
@@ -71,11 +71,11 @@ class Run:
     that it can be resumed.
     """
 
-    def __init__(self, parts: Parts, *, step: int = 0) -> None:
+    def __init__(self, parts: Parts, *, step: int, steps_in_epoch: int) -> None:
         self._parts = parts
         self._journal = parts.journal
         self._step = step
-        self._steps_in_epoch = 0
+        self._steps_in_epoch = steps_in_epoch
         self._views = {slot_id: SlotView(slot_id=slot_id) for slot_id in parts.slots}
         self._ramping: tuple[str, ...] = ()
 
@@ -145,7 +145,8 @@ class Run:
                 weight_decay=weight_decay,
             )
         )
-        draft.decide(c.Advance(step=self._step, slot_id=slot_id))
+        if draft.state.slot(slot_id).stage is Stage.GERMINATED:
+            draft.decide(c.Advance(step=self._step, slot_id=slot_id))
         recorded = self._commit(draft, {slot_id: grown})
         return _only(recorded, e.GateEvaluated)
 
@@ -247,8 +248,10 @@ class Run:
 
     def close(self) -> None:
         """Record that the training is over, and let go of the store."""
-        self._do(c.CloseRun(step=self._step))
-        self._parts.release()
+        try:
+            self._do(c.CloseRun(step=self._step))
+        finally:
+            self._parts.release()
 
     def __enter__(self) -> Self:
         return self

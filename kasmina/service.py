@@ -1,11 +1,11 @@
 """The shell around the pure core: fold, decide, append, fold."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
 from kasmina.domain.decide import decide
-from kasmina.domain.errors import CheckpointError, InvalidCommand, UnknownRun
+from kasmina.domain.errors import CheckpointError, ConcurrentAppend, InvalidCommand, UnknownRun
 from kasmina.domain.evolve import evolve, surviving
 from kasmina.domain.ports import EventStore, Head, Recorded
 from kasmina.domain.state import RunState
@@ -82,6 +82,7 @@ class Journal:
         self._store = store
         self._writer = writer
         self._state = state
+        self._digest = store.head(run_id).digest
 
     @classmethod
     def open(cls, store: EventStore, run_id: str, *, writer: str) -> "Journal":
@@ -97,8 +98,12 @@ class Journal:
         return _opened(self._state)
 
     def head(self) -> Head:
-        """Where the run ends in the store."""
-        return self._store.head(self.run_id)
+        """Where this writer left the run. Raises ``ConcurrentAppend`` if another went on since."""
+        mine = Head(sequence=self.state.sequence, digest=self._digest)
+        found = self._store.head(self.run_id)
+        if found != mine:
+            raise ConcurrentAppend(self.run_id, expected=mine.sequence, found=found.sequence)
+        return mine
 
     def draft(self) -> Draft:
         """An empty draft on top of the state as it is."""
@@ -113,9 +118,7 @@ class Journal:
         if not draft.events:
             return ()
         expected = 0 if self._state is None else self._state.sequence
-        recorded = self._store.append(
-            self.run_id, draft.events, expected=expected, batch=f"{self._writer}:{expected}"
-        )
+        recorded = self._append(draft.events, expected)
         state = self._state
         for record in recorded:
             state = evolve(state, record.event)
@@ -136,13 +139,15 @@ class Journal:
             raise InvalidCommand(f"run {self.run_id!r} cannot be rewound to before its first event")
         command = c.Rewind(to=to, epoch=there.epoch, step=there.step)
         (event,) = decide(self.state, command, self.state.policy)
-        recorded = self._store.append(
-            self.run_id,
-            [event],
-            expected=self.state.sequence,
-            batch=f"{self._writer}:{self.state.sequence}",
-        )
+        recorded = self._append([event], self.state.sequence)
         self._state = evolve(there, event)
+        return recorded
+
+    def _append(self, events: Sequence[e.Event], expected: int) -> tuple[Recorded, ...]:
+        recorded = self._store.append(
+            self.run_id, events, expected=expected, batch=f"{self._writer}:{expected}"
+        )
+        self._digest = recorded[-1].digest
         return recorded
 
     def read(self, *, after: int = 0, until: int | None = None) -> Iterator[Recorded]:

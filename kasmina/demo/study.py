@@ -16,7 +16,7 @@ from kasmina.adapters.torch.graft import graft_host
 from kasmina.adapters.torch.hosts import ConvHost
 from kasmina.bootstrap import open_run
 from kasmina.demo.digits import Digits
-from kasmina.domain.errors import CorruptHistory
+from kasmina.domain.errors import CorruptHistory, KasminaError
 from kasmina.domain.events import RunOpened, SeedCulled, SeedFossilized
 from kasmina.domain.evolve import replay
 from kasmina.domain.objective import Objective
@@ -38,6 +38,17 @@ FIRST_GERMINATION = 5
 OBJECTIVE = Objective.maximize("val_accuracy", unit="percent")
 # The host's own accuracy moves by about a point from one epoch to the next.
 POLICY = GatePolicy(tolerance=1.0, timeouts=Timeouts(training=6), embargo_epochs=3)
+
+
+class OtherStudy(KasminaError):
+    """A database whose last study is not the one to go on with."""
+
+    def __init__(self, study: "Study") -> None:
+        self.study = study
+        super().__init__(
+            f"{study.url} holds no study with random seeds {list(study.random_seeds)} and "
+            f"{study.epochs} epochs to go on with; give the options that it was begun with"
+        )
 
 
 class Arm(Enum):
@@ -140,7 +151,6 @@ def _plant(run: Run) -> None:
 def run_study(study: Study) -> Iterator[Progress]:
     """Run every arm from its beginning, on one thread: more are slower on tensors this small."""
     torch.set_num_threads(1)
-    study.folder.mkdir(parents=True, exist_ok=True)
     digits = Digits.load()
     for arm, seed in study.arms:
         yield from train(study, digits, arm, seed, resume=None)
@@ -152,7 +162,11 @@ def resume_study(study: Study) -> Iterator[Progress]:
     digits = Digits.load()
     with open_store(study.url, access=Access.READ) as store:
         begun = last_study(store, study)
-        done = {name for name, run_id in begun.items() if _closed(store, run_id)}
+        states = {name: load(store, run_id) for name, run_id in begun.items()}
+    done = {name for name, state in states.items() if state is not None and state.closed}
+    lengths = {state.epoch for state in states.values() if state is not None and state.closed}
+    if not begun or lengths - {study.epochs}:
+        raise OtherStudy(study)
     for arm, seed in study.arms:
         name = name_of(arm, seed)
         if name not in done:
@@ -170,11 +184,6 @@ def last_study(store: EventStore, study: Study) -> dict[str, str]:
                 begun = {}
             begun[opened.name] = record.run_id
     return begun
-
-
-def _closed(store: EventStore, run_id: str) -> bool:
-    state = load(store, run_id)
-    return state is not None and state.closed
 
 
 @frozen(kw_only=True)

@@ -155,7 +155,9 @@ class RunIsClosed(KasminaError):
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        super().__init__(f"run {run_id!r} is closed; open a new run, or fork this one")
+        super().__init__(
+            f"run {run_id!r} is closed; open a new run, or resume this one from a checkpoint"
+        )
 
 
 class CorruptHistory(KasminaError):

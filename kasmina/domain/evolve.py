@@ -148,6 +148,8 @@ def _(event: e.EpochRecorded, state: RunState) -> RunState:
     return changed(
         state,
         latest=event.objective,
+        epoch_ended=event.step,
+        steps_per_epoch=event.step - state.epoch_ended,
         measured=state.measured if objective is None else objective,
         metrics={metric.name: metric.value for metric in event.metrics},
         slots=slots,
@@ -229,7 +231,7 @@ def _(event: e.StageChanged, state: RunState) -> RunState:
         seed = changed(seed, schedule=held(alpha, step=event.step))
     if event.target is Stage.PROBATIONARY:
         # G5 judges what was measured on probation, not at some alpha of the ramp.
-        seed = changed(seed, contribution=None)
+        seed = changed(seed, contribution=None, contributions=0)
     return _with_slot(
         state,
         changed(
@@ -275,8 +277,15 @@ def _(event: e.CounterfactualMeasured, state: RunState) -> RunState:
     if contribution is None:  # nothing was measured, and it must not erase what had been
         return _with_seed(state, event, lambda seed: seed)
     if _slot(state, event).stage.exposed:
-        return _with_seed(state, event, lambda seed: changed(seed, contribution=contribution))
+        return _with_seed(state, event, lambda seed: _contributed(seed, contribution))
     return _with_seed(state, event, lambda seed: changed(seed, rehearsal=contribution))
+
+
+def _contributed(seed: SeedState, contribution: float) -> SeedState:
+    earlier = seed.contribution or 0.0
+    count = seed.contributions + 1
+    mean = earlier + (contribution - earlier) / count
+    return changed(seed, contribution=mean, contributions=count)
 
 
 @_applied.register

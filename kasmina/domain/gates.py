@@ -161,6 +161,12 @@ def _g5(
     improvement = run.objective.improvement(seed.baseline, run.latest)
     checks = [
         Check.of("total_improvement", improvement, Comparison.ABOVE, policy.g5.min_improvement),
+        Check.of(
+            "epochs_in_stage",
+            float(slot.epochs_in_stage),
+            Comparison.AT_LEAST,
+            float(policy.g5.min_epochs),
+        ),
         _holds("healthy", fact=seed.health is Health.HEALTHY),
         Check.of(
             "stability",

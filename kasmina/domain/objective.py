@@ -5,7 +5,7 @@ from enum import Enum
 
 from attrs import field, frozen
 
-from kasmina.domain.validators import not_blank
+from kasmina.domain.validators import a, not_blank
 
 
 class Direction(Enum):
@@ -24,7 +24,7 @@ class Objective:
     """
 
     name: str = field(validator=not_blank)
-    direction: Direction
+    direction: Direction = field(validator=a(Direction))
     unit: str = ""
 
     @classmethod

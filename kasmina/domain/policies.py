@@ -5,17 +5,17 @@ from attrs.validators import optional
 
 from kasmina.domain.evidence import Comparison
 from kasmina.domain.stages import Gate, Stage
-from kasmina.domain.validators import not_blank, not_negative, positive, unit_interval
+from kasmina.domain.validators import a, finite, not_blank, not_negative, positive, unit_interval
 
 
 @frozen(kw_only=True)
 class G2Policy:
     """From TRAINING to BLENDING. Improvement and contribution are in the objective's unit."""
 
-    min_improvement: float = 0.5
+    min_improvement: float = field(default=0.5, validator=finite)
     max_isolation_violations: int = field(default=10, validator=not_negative)
     min_epochs: int = field(default=3, validator=not_negative)
-    min_rehearsed_contribution: float = 0.0
+    min_rehearsed_contribution: float = field(default=0.0, validator=finite)
     full_score_improvement: float = field(default=5.0, validator=positive)
 
 
@@ -32,15 +32,21 @@ class G4Policy:
     """From SHADOWING to PROBATIONARY. ``min_agreement`` is a Pearson correlation."""
 
     min_shadow_evaluations: int = field(default=1, validator=not_negative)
-    min_agreement: float = 0.9
+    min_agreement: float = field(default=0.9, validator=finite)
 
 
 @frozen(kw_only=True)
 class G5Policy:
-    """From PROBATIONARY to FOSSILIZED. Improvement and contribution must exceed their bounds."""
+    """From PROBATIONARY to FOSSILIZED. Improvement and contribution must exceed their bounds.
 
-    min_improvement: float = 0.0
-    min_contribution: float = 0.0
+    The contribution is the mean over the stage, and ``min_epochs`` keeps one lucky epoch from
+    deciding: on scikit-learn's digits, asked each epoch for the latest figure alone, seeds whose
+    contributions were -1, -0.75, 0, -2.25, -2 and then +2.25 points passed.
+    """
+
+    min_improvement: float = field(default=0.0, validator=finite)
+    min_contribution: float = field(default=0.0, validator=finite)
+    min_epochs: int = field(default=3, validator=not_negative)
     min_stability: float = field(default=0.95, validator=unit_interval)
     full_score_improvement: float = field(default=10.0, validator=positive)
 
@@ -80,9 +86,9 @@ class MetricCheck:
     check, and re-evaluated under other bounds.
     """
 
-    gate: Gate
+    gate: Gate = field(validator=a(Gate))
     metric: str = field(validator=not_blank)
-    comparison: Comparison
+    comparison: Comparison = field(validator=a(Comparison))
     required: float
 
 
@@ -95,11 +101,11 @@ class GatePolicy:
     long a slot rests after a cull.
     """
 
-    g2: G2Policy = field(factory=G2Policy)
-    g3: G3Policy = field(factory=G3Policy)
-    g4: G4Policy = field(factory=G4Policy)
-    g5: G5Policy = field(factory=G5Policy)
+    g2: G2Policy = field(factory=G2Policy, validator=a(G2Policy))
+    g3: G3Policy = field(factory=G3Policy, validator=a(G3Policy))
+    g4: G4Policy = field(factory=G4Policy, validator=a(G4Policy))
+    g5: G5Policy = field(factory=G5Policy, validator=a(G5Policy))
     tolerance: float = field(default=0.5, validator=not_negative)
     embargo_epochs: int = field(default=5, validator=not_negative)
-    timeouts: Timeouts = field(factory=Timeouts)
+    timeouts: Timeouts = field(factory=Timeouts, validator=a(Timeouts))
     extra_checks: tuple[MetricCheck, ...] = ()

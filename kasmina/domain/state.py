@@ -22,7 +22,8 @@ class SeedState:
 
     ``germinated_at`` is the sequence of its ``SeedGerminated``, by which seeds are ordered.
     ``rehearsal``, ``shadow_contribution`` and ``contribution`` are objectives with the seed minus
-    without it, signed so that better is positive; ``None`` until measured. ``baseline`` is the
+    without it, signed so that better is positive; ``None`` until measured. The latter is the mean
+    over ``contributions`` measurements, on probation over those made there. ``baseline`` is the
     objective at germination, by the rule of ``SlotState.stage_baseline``.
     """
 
@@ -48,6 +49,7 @@ class SeedState:
     agreement: float | None = None
     shadow_contribution: float | None = None
     contribution: float | None = None
+    contributions: int = 0
     cull_reason: str | None = None
 
     def alpha(self, step: int) -> float:
@@ -81,6 +83,9 @@ class SlotState:
 class RunState:
     """A run after ``sequence`` events. ``epoch`` and ``step`` are the last ones recorded.
 
+    ``epoch_ended`` is the step at the end of the last recorded epoch, ``steps_per_epoch`` the
+    number of steps in it.
+
     ``latest`` is the last epoch's objective as it was recorded, finite or not; ``measured`` is the
     last finite one, from which baselines are taken. ``metrics`` are the last epoch's.
     """
@@ -101,14 +106,11 @@ class RunState:
     checkpoint: CheckpointSaved | None = None
     rewinds: int = 0
     closed: bool = False
+    epoch_ended: int = 0
+    steps_per_epoch: int = 0
 
     def slot(self, slot_id: str) -> SlotState:
         """The slot of that name. Raises ``UnknownSlot``."""
         if slot_id not in self.slots:
             raise UnknownSlot(slot_id, self.slots)
         return self.slots[slot_id]
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """The mean number of optimizer steps in the epochs recorded so far; 0 before the first."""
-        return self.step / self.epoch if self.epoch else 0.0

@@ -1,9 +1,29 @@
 """Checks that make a value valid when it is built."""
 
 import math
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from attrs import Attribute
+
+
+def a(kind: type[object]) -> Callable[[object, "Attribute[Any]", object], None]:
+    """Refuse anything but a ``kind``: stored text looks like an enum's value, and is not it."""
+
+    def check(_: object, attribute: "Attribute[Any]", value: object) -> None:
+        if not isinstance(value, kind):
+            known = [member.name for member in kind] if issubclass(kind, Enum) else []
+            options = f" ({', '.join(known)})" if known else ""
+            raise TypeError(f"{attribute.name} must be a {kind.__name__}{options}, got {value!r}")
+
+    return check
+
+
+def finite(_: object, attribute: "Attribute[Any]", value: float) -> None:
+    """Refuse NaN and infinity."""
+    if not math.isfinite(value):
+        raise ValueError(f"{attribute.name} must be finite, got {value!r}")
 
 
 def not_blank(_: object, attribute: "Attribute[str]", value: str) -> None:

@@ -16,7 +16,7 @@ from kasmina.domain.evidence import (
     Violation,
 )
 from kasmina.domain.objective import Objective
-from kasmina.domain.policies import GatePolicy, MetricCheck, Timeouts
+from kasmina.domain.policies import G5Policy, GatePolicy, MetricCheck, Timeouts
 from kasmina.domain.schedules import BlendPlan
 from kasmina.domain.stages import Gate, Leak, Topology
 from kasmina.infra.event_store import open_store
@@ -25,6 +25,7 @@ from kasmina.testing import FixedClock, MemoryEventStore
 
 STEPS = 23
 POLICY = GatePolicy(
+    g5=G5Policy(min_epochs=1),
     timeouts=Timeouts(training=4),
     embargo_epochs=2,
     extra_checks=(

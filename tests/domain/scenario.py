@@ -261,7 +261,7 @@ ENTERED_AT = {
     Stage.BLENDING: 4,
     Stage.SHADOWING: 7,
     Stage.PROBATIONARY: 8,
-    Stage.FOSSILIZED: 9,
+    Stage.FOSSILIZED: 11,
     Stage.CULLED: 4,
     Stage.EMBARGOED: 4,
     Stage.RESETTING: 9,
@@ -273,7 +273,7 @@ READY_AT = {
     Stage.TRAINING: 4,
     Stage.BLENDING: 7,
     Stage.SHADOWING: 8,
-    Stage.PROBATIONARY: 9,
+    Stage.PROBATIONARY: 11,
     Stage.EMBARGOED: 9,
 }
 """The epoch at which ``ready`` has lived through each stage."""
@@ -306,9 +306,9 @@ _WAYS: dict[Stage, tuple[Trigger, Stage, Events, Events]] = {
         Trigger.FOSSILIZE,
         Stage.PROBATIONARY,
         (
-            passed(Gate.G5, at=9),
+            passed(Gate.G5, at=11),
             e.SeedFossilized(
-                epoch=9, step=90, slot_id=SLOT, seed_id=SEED, improvement=8.0, contribution=1.0
+                epoch=11, step=110, slot_id=SLOT, seed_id=SEED, improvement=10.0, contribution=1.0
             ),
         ),
         (),

@@ -281,3 +281,17 @@ class TestCullOverARamp:
         assert state.slot(SLOT).seed.alpha(state.step) == 0.0
         done = given(*past, *lived).when(advance(at=29))
         assert done.slot.stage is Stage.CULLED
+
+
+def test_a_ramp_is_as_long_as_the_epochs_before_it_wherever_their_numbers_begin():
+    """A host that was trained before comes with epochs of its own, here a hundred."""
+    past = (
+        *entered(Stage.TRAINING),
+        *(
+            changed(epoch(number, 60.0, evidence()), epoch=100 + number, step=number * 10)
+            for number in (2, 3, 4)
+        ),
+    )
+    done = given(*past).when(changed(advance(at=4), step=40))
+    (scheduled,) = [event for event in done.events if isinstance(event, e.BlendScheduled)]
+    assert scheduled.schedule.steps == 30

@@ -320,7 +320,7 @@ class TestTheWholeRun:
     )
     def test_a_closed_run_takes_no_commands(self, command):
         past = (*entered(Stage.TRAINING), e.RunClosed(epoch=1, step=10))
-        error = given(*past).when(command).raises(RunIsClosed, saying="open a new run, or fork")
+        error = given(*past).when(command).raises(RunIsClosed, saying="open a new run, or resume")
         assert error.run_id == "run-1"
 
 

@@ -147,10 +147,10 @@ class TestEventsOfATransition:
         assert (schedule.start_step, schedule.end_step) == (40, 70)
 
     def test_fossilization_records_what_the_seed_was_worth(self):
-        done = given(*ready(Stage.PROBATIONARY)).when(advance(at=9))
+        done = given(*ready(Stage.PROBATIONARY)).when(advance(at=11))
         done.then_only(e.GateEvaluated, e.SeedFossilized, e.StageChanged)
         fossil = done.events[1]
-        assert (fossil.improvement, fossil.contribution) == (8.0, 1.0)
+        assert (fossil.improvement, fossil.contribution) == (10.0, 1.0)
 
     def test_a_cull_records_reason_and_cause(self):
         done = given(*ready(Stage.TRAINING)).when(cull(at=4))
@@ -173,7 +173,7 @@ class TestEventsOfATransition:
     def test_culling_a_fossil_says_that_nothing_is_left_to_do(self):
         error = (
             given(*ready(Stage.FOSSILIZED))
-            .when(cull(at=9))
+            .when(cull(at=11))
             .raises(IllegalTransition, saying="nothing, the stage is terminal")
         )
         assert error.legal == ()

@@ -60,7 +60,7 @@ CASES = [
         {"slot_id": "a", "stage": Stage.DORMANT, "allowed": (Stage.TRAINING,)},
         "slot 'a' is DORMANT: a pause is for TRAINING",
     ),
-    (errors.RunIsClosed("r"), {"run_id": "r"}, "open a new run, or fork this one"),
+    (errors.RunIsClosed("r"), {"run_id": "r"}, "resume this one from a checkpoint"),
     (errors.CorruptHistory("it is torn"), {"problem": "it is torn"}, "run `kasmina verify`"),
     (
         errors.StoreUnavailable("runs.db", "it is locked", "try again"),

@@ -101,6 +101,7 @@ CASES = [
     (Gate.G4, "shadow_contribution", "seed", "shadow_contribution", -0.5, [-0.501, NAN, None]),
     (Gate.G5, "total_improvement", "run", "latest", 50.001, [50.0, 49.0, NAN, INF, None]),
     (Gate.G5, "healthy", "seed", "health", Health.HEALTHY, [Health.UNHEALTHY]),
+    (Gate.G5, "epochs_in_stage", "slot", "epochs_in_stage", 3, [2, 0]),
     (Gate.G5, "contribution", "seed", "contribution", 1e-9, [0.0, -1.0, NAN, INF]),
 ]
 
@@ -288,9 +289,9 @@ class TestG4:
 
 class TestG5:
     def test_improvement_counts_from_germination(self):
-        outcome = judged(Gate.G5)  # 50 when it germinated, 57 when PROBATIONARY began, 58 now
-        assert verdict(outcome, "total_improvement").measured == 8.0
-        half = GatePolicy(g5=G5Policy(full_score_improvement=16.0))
+        outcome = judged(Gate.G5)  # 50 when it germinated, 57 when PROBATIONARY began, 60 now
+        assert verdict(outcome, "total_improvement").measured == 10.0
+        half = GatePolicy(g5=G5Policy(full_score_improvement=20.0))
         assert judged(Gate.G5, policy=half).score == 0.5
 
     @pytest.mark.parametrize(("gain", "score"), [(1.0, 0.1), (10.0, 1.0), (-1.0, 0.0)])
@@ -324,8 +325,26 @@ class TestG5:
 
     def test_stability_is_not_measured_before_the_first_epoch(self):
         refused = given(*entered(Stage.PROBATIONARY)).when(advance(at=8))
+        assert [(check.name, check.measured) for check in refused.outcome.failures] == [
+            ("epochs_in_stage", 0.0),
+            ("stability", None),
+        ]
+
+    def test_judges_the_mean_contribution_of_the_stage_and_not_its_luckiest_epoch(self):
+        """As seen on digits: one good epoch after five bad ones."""
+        past = entered(Stage.PROBATIONARY)
+        lived = [
+            event
+            for at, contribution in enumerate((-1.0, -0.75, 0.0, -2.25, -2.0, 2.25), start=9)
+            for event in (
+                epoch(at, 60.0, evidence()),
+                contrasted(at=at, objective_with=60.0 + contribution, objective_without=60.0),
+            )
+        ]
+        refused = given(*past, *lived).when(advance(at=14))
         (check,) = refused.outcome.failures
-        assert (check.name, check.measured) == ("stability", None)
+        assert check.name == "contribution"
+        assert check.measured == pytest.approx(-0.625)
 
 
 class TestStability:

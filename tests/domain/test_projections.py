@@ -103,7 +103,7 @@ class TestGateLedger:
     def test_has_every_outcome_in_order_with_its_place(self):
         ledger = gate_ledger(recorded(*entered(Stage.FOSSILIZED)))
         assert [line.outcome.gate for line in ledger] == list(Gate)
-        assert [line.epoch for line in ledger] == [1, 1, 4, 7, 8, 9]
+        assert [line.epoch for line in ledger] == [1, 1, 4, 7, 8, 11]
         first = ledger[0]
         assert (first.sequence, first.recorded_at) == (4, NOON + timedelta(seconds=4))
         assert (first.step, first.slot_id, first.seed_id) == (10, SLOT, SEED)

@@ -55,7 +55,7 @@ def test_a_passed_gate_is_a_bonus_and_a_refusal_is_nothing():
 
 def test_fossilization_is_large():
     past = ready(Stage.PROBATIONARY)
-    rewards = earned(past, given(*past).when(advance(at=9)).events)
+    rewards = earned(past, given(*past).when(advance(at=11)).events)
     assert rewards == [Reward(gate_passage=1.0), Reward(fossilization=10.0), Reward()]
 
 

@@ -17,6 +17,7 @@ from kasmina.domain.policies import (
     MetricCheck,
     Timeouts,
 )
+from kasmina.domain.schedules import BlendPlan
 from kasmina.domain.stages import Gate, Stage
 from tests.domain.scenario import ACCURACY, LOSS
 
@@ -100,3 +101,24 @@ class TestStages:
         assert {stage.value for stage in Stage if stage.exposed} == {
             *("BLENDING", "SHADOWING", "PROBATIONARY", "FOSSILIZED"),
         }
+
+
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [
+        (
+            lambda: Objective(name="loss", direction="minimize"),
+            r"direction must be a Direction \(MAXIMIZE, MINIMIZE\), got 'minimize'",
+        ),
+        (lambda: BlendPlan(curve="linear"), r"curve must be a Curve \(SIGMOID, LINEAR, COSINE\)"),
+        (lambda: GatePolicy(g2={"min_epochs": 1}), r"g2 must be a G2Policy, got \{"),
+    ],
+)
+def test_text_and_mappings_are_not_taken_for_what_they_name(build, problem):
+    with pytest.raises(TypeError, match=problem):
+        build()
+
+
+def test_a_threshold_that_is_not_finite_is_no_threshold():
+    with pytest.raises(ValueError, match="min_improvement must be finite, got nan"):
+        G2Policy(min_improvement=float("nan"))

@@ -7,7 +7,7 @@ import torch
 
 from kasmina import Stage, Topology, open_store
 from kasmina.domain import events as e
-from kasmina.domain.errors import CheckpointError, HostMismatch, UnknownRun
+from kasmina.domain.errors import CheckpointError, HostMismatch, RunIsClosed, UnknownRun
 from kasmina.infra.engine import Access
 from tests.journeys.loop import Loop
 
@@ -197,3 +197,26 @@ def test_a_refused_resume_lets_go_of_store_and_optimizer(database: Path, tmp_pat
     assert len(again.optimizer._optimizer_step_pre_hooks) == hooks
     with again.open(tmp_path / "other.db") as other:
         again.epoch(other)
+
+
+def test_a_closed_run_without_a_checkpoint_is_not_taken_back_to_its_beginning(
+    database: Path,
+) -> None:
+    first = Loop.fresh()
+    with first.open(database) as run:
+        plant_and_train(first, run, 1)
+    with pytest.raises(RunIsClosed):
+        Loop.fresh().open(database, resume=run.run_id)
+
+
+def test_an_epoch_that_was_trained_to_its_end_can_be_ended_after_a_resume(
+    database: Path, tmp_path: Path
+) -> None:
+    first = Loop.fresh()
+    run = first.open(database)
+    plant_and_train(first, run, 1)
+    first.train(run.step)
+    run.checkpoint(tmp_path / "run.pt")
+    again = Loop.fresh()
+    resumed = again.open(database, resume=run.run_id)
+    assert resumed.end_epoch(again.evaluate).epoch == 2

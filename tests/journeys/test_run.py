@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kasmina import Stage, open_store
+from kasmina import Gate, GatePolicy, Stage, graft, open_run, open_store
 from kasmina.adapters.torch.optimizer import seed_order
 from kasmina.domain import events as e
 from kasmina.domain.errors import (
@@ -16,14 +16,17 @@ from kasmina.domain.errors import (
     InvalidCommand,
     SlotOccupied,
     StoreUnavailable,
+    UngraftableModule,
     UnknownBlueprint,
     UnknownSlot,
 )
+from kasmina.domain.evidence import Comparison
 from kasmina.domain.evolve import replay
+from kasmina.domain.policies import MetricCheck
 from kasmina.infra.engine import Access
 from kasmina.infra.event_store import SqlEventStore
 from kasmina.service import load
-from tests.journeys.loop import PATIENT, STRICT, Loop
+from tests.journeys.loop import ACCURACY, PATIENT, STRICT, Loop, build_host
 
 
 @pytest.fixture
@@ -202,7 +205,10 @@ def test_an_objective_that_is_not_finite_is_recorded_and_unhealthy(database: Pat
     with loop.open(database) as run:
         run.germinate("2", "norm")
         loop.train(run.step)
-        report = run.end_epoch(lambda: {"val_accuracy": math.nan, "val_loss": math.inf})
+        evaluate = loop.evaluate
+        report = run.end_epoch(
+            lambda: {**evaluate(), "val_accuracy": math.nan, "val_loss": math.inf}
+        )
         assert math.isnan(report.objective)
         assert run.state.slot("2").seed.health.value == "unhealthy"
         assert not report.decisions[-1].outcome.passed
@@ -257,3 +263,87 @@ def test_an_error_inside_the_block_leaves_the_run_open(database: Path) -> None:
     with pytest.raises(ZeroDivisionError), loop.open(database) as run:
         raise ZeroDivisionError
     assert not any(isinstance(x, e.RunClosed) for x in history(database, run.run_id))
+
+
+def test_a_refusal_by_the_first_gate_is_recorded_and_nothing_is_attached(database: Path) -> None:
+    unmet = MetricCheck(
+        gate=Gate.G0, metric="val_accuracy", comparison=Comparison.AT_LEAST, required=50.0
+    )
+    loop = Loop.fresh()
+    with loop.open(database, policy=GatePolicy(extra_checks=(unmet,))) as run:
+        (decision,) = run.germinate("2", "norm")
+        assert not decision.outcome.passed
+        assert stages(run)["2"] is Stage.DORMANT
+        assert loop.slots["2"].seed is None
+        assert history(database, run.run_id)[-1] == decision
+
+
+@pytest.mark.parametrize("second_run", ["new", "resumed"])
+def test_slots_that_hold_another_run_s_seeds_are_refused_and_left_alone(
+    database: Path, second_run: str
+) -> None:
+    loop = Loop.fresh()
+    run = loop.open(database)
+    run.germinate("2", "norm")
+    before = run.state
+    options = {"resume": run.run_id} if second_run == "resumed" else {}
+    with pytest.raises(InvalidCommand, match=r"slots \['2'\].*build host and optimizer anew"):
+        loop.open(database, **options)
+    assert len(loop.optimizer.param_groups) == 2
+    with open_store(f"sqlite:///{database}", access=Access.READ) as store:
+        assert [first.run_id for first in store.runs()] == [run.run_id]
+    loop.epoch(run)
+    assert run.state.sequence > before.sequence
+
+
+@pytest.mark.parametrize("wrong", ["optimizer", "sample_every"])
+def test_a_run_that_cannot_be_opened_is_not_in_the_log(database: Path, wrong: str) -> None:
+    loop = Loop.fresh()
+    stranger = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    settings = {
+        "slots": loop.slots,
+        "optimizer": stranger if wrong == "optimizer" else loop.optimizer,
+        "sample_every": 0 if wrong == "sample_every" else 50,
+    }
+    with pytest.raises((InvalidCommand, ValueError), match=r"none of the host's|at least 1"):
+        open_run(f"sqlite:///{database}", name="x", objective=ACCURACY, **settings)
+    assert not database.exists()
+
+
+def test_text_is_not_taken_for_what_it_names(database: Path) -> None:
+    loop = Loop.fresh()
+    with loop.open(database) as run:
+        before = run.state
+        with pytest.raises(TypeError, match=r"must be a SeedInput \(OPEN, DETACHED\), got 'open'"):
+            run.germinate("2", "norm", seed_input="open")
+        assert run.state == before
+    with pytest.raises(TypeError, match="g2 must be a G2Policy"):
+        GatePolicy(g2={"min_epochs": 1})
+    with pytest.raises(UngraftableModule, match=r"'cnn' is no topology; give Topology.CNN or"):
+        graft(build_host(), {"0": "cnn"})
+
+
+def test_a_writer_that_was_overtaken_does_not_replace_the_checkpoint(
+    database: Path, tmp_path: Path
+) -> None:
+    first, second = Loop.fresh(), Loop.fresh()
+    run = first.open(database)
+    first.epoch(run)
+    run.checkpoint(tmp_path / "run.pt")
+    other = second.open(database, resume=run.run_id)
+    second.epoch(other)
+    other.checkpoint(tmp_path / "run.pt")
+    good = (tmp_path / "run.pt").read_bytes()
+    with pytest.raises(ConcurrentAppend):
+        run.checkpoint(tmp_path / "run.pt")
+    assert (tmp_path / "run.pt").read_bytes() == good
+
+
+def test_a_host_that_was_trained_before_brings_its_own_count_of_epochs(database: Path) -> None:
+    loop = Loop.fresh()
+    with loop.open(database) as run:
+        run.germinate("2", "norm")
+        loop.train(run.step)
+        run.end_epoch(loop.evaluate, epoch=101)
+        assert stages(run)["2"] is Stage.BLENDING
+        assert run.state.slot("2").seed.schedule.steps == 12

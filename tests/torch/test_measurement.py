@@ -20,6 +20,7 @@ from kasmina.adapters.torch.measurement import (
     IncomparableOutputs,
     Measured,
     MissingObjective,
+    SlotNotEvaluated,
     UnusableMetrics,
     largest_tensor,
 )
@@ -214,13 +215,50 @@ class TestAFurtherPass:
         assert losses[0] == losses[1]
         assert alike(dict(left.model.state_dict()), dict(right.model.state_dict()))
 
-    def test_is_in_eval_mode_and_without_gradient(self, bench):
+    @pytest.mark.parametrize("training", [True, False])
+    def test_begins_in_the_mode_of_the_plain_one_and_without_gradient(self, bench, training):
+        """An evaluation that forgets ``eval()`` compares like with like."""
+        bench.model.train(training)
         seen = []
         bench.evaluator.showing(
-            lambda: seen.append((bench.model.training, torch.is_grad_enabled())) or {"loss": 0},
+            lambda: (
+                seen.append((bench.model.training, torch.is_grad_enabled())) or bench.evaluate()
+            ),
             WITHOUT,
         )
-        assert seen == [(False, False)]
+        assert seen == [(training, False)]
+
+    def test_of_another_model_is_an_error_and_not_a_difference_of_zero(self, bench):
+        other = copy.deepcopy(bench.model)
+        for judge in (
+            lambda: bench.evaluator.showing(lambda: bench.evaluate(other), WITHOUT),
+            lambda: bench.evaluator.shadow(lambda: bench.evaluate(other), WITH, WITHOUT),
+        ):
+            with pytest.raises(SlotNotEvaluated, match="never ran slot 'body'"):
+                judge()
+
+    def test_of_a_copy_made_inside_is_an_error_too(self, bench):
+        def evaluate():
+            return bench.evaluate(copy.deepcopy(bench.model))
+
+        with pytest.raises(SlotNotEvaluated):
+            bench.evaluator.shadow(evaluate, WITH, WITHOUT)
+        assert bench.evaluator.showing(bench.evaluate, WITHOUT).objective is not None
+
+    def test_of_a_module_that_torch_fuses_away_is_an_error(self):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        model = nn.TransformerEncoder(layer, 1)
+        slots = graft(model, {"layers.0.linear2": Topology.TRANSFORMER})
+        slots["layers.0.linear2"].attach(nn.Linear(8, 8))
+        evaluator = Evaluator(slots, Objective.minimize("loss"))
+
+        def evaluate():
+            model.eval()
+            return {"loss": model(torch.randn(2, 3, 8)).mean()}
+
+        view = SlotView(slot_id="layers.0.linear2")
+        with pytest.raises(SlotNotEvaluated, match="fuses in eval mode"):
+            evaluator.showing(evaluate, view)
 
     def test_shows_the_slot_as_it_was_asked_to(self, bench):
         rehearsed = bench.evaluator.showing(bench.evaluate, WITH).objective
@@ -230,6 +268,7 @@ class TestAFurtherPass:
 
     def test_sees_the_same_data_where_the_evaluation_draws_its_own(self, bench):
         def evaluate():
+            bench.evaluate()
             return {"loss": torch.rand(()) + random.random()}
 
         measured = bench.evaluator.measure(evaluate)
@@ -253,21 +292,13 @@ class TestAgreement:
         bench = Bench(seed=nn.Identity())
         assert bench.evaluator.shadow(bench.evaluate, WITH, WITHOUT).agreement == 1.0
 
-    def test_counts_no_output_of_training_mode_or_with_gradient(self, bench):
+    def test_counts_no_output_with_gradient(self, bench):
         def evaluate():
             with torch.enable_grad():
                 bench.model(bench.batches[0])
-            bench.model.train()
-            bench.model(bench.batches[0])
             return bench.evaluate()
 
         assert bench.evaluator.shadow(evaluate, WITH, WITHOUT).values == 36
-
-    def test_of_a_model_that_was_not_seen_is_unknown(self, bench):
-        other = copy.deepcopy(bench.model)
-        shadow = bench.evaluator.shadow(lambda: bench.evaluate(other), WITH, WITHOUT)
-        assert (shadow.agreement, shadow.values) == (None, 0)
-        assert shadow.objective_without is not None
 
     def test_of_a_seed_that_is_not_finite_is_nan(self):
         class Broken(nn.Conv2d):
@@ -282,6 +313,7 @@ class TestAgreement:
 
     def test_serves_keyword_arguments_inference_mode_and_autocast(self, bench):
         def evaluate():
+            bench.model.eval()
             with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
                 for x in bench.batches:
                     bench.model(x, scale=2.0)

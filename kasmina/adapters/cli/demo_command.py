@@ -9,8 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from kasmina.adapters.cli.errors import MissingExtra
-from kasmina.adapters.cli.options import Database
-from kasmina.adapters.cli.output import show
+from kasmina.adapters.cli.output import complain, show
 from kasmina.adapters.cli.reading import open_reader
 from kasmina.adapters.cli.render.demo import (
     Bars,
@@ -42,7 +41,9 @@ def demo(
         bool,
         Parameter(negative=(), show_default=False, help="A JSON line on stderr for every event."),
     ] = False,
-    database: Database = DEFAULT_DATABASE,
+    database: Annotated[
+        str, Parameter(name="--database", help="The database, as a SQLAlchemy URL.")
+    ] = DEFAULT_DATABASE,
 ) -> None:
     """Grow a small CNN on scikit-learn's digits under gates, and compare it with its host.
 
@@ -53,14 +54,19 @@ def demo(
     from kasmina.demo.study import results, resume_study, run_study
 
     show(render_welcome(study))
-    _follow(study, resume_study(study) if resume else run_study(study))
+    program = "kasmina" if shutil.which("kasmina") else sys.argv[0]
+    try:
+        _follow(study, resume_study(study) if resume else run_study(study))
+    except KeyboardInterrupt:
+        options = f"{'--quick ' if quick else ''}--seed {seed} --database {database}"
+        complain(f"interrupted; go on with: {program} demo --resume {options}")
+        raise
     came_to = results(study)
     grown = came_to[-1]
     with open_reader(database) as store:
         ledger = gate_ledger(list(store.read(grown.run_id)))
     show(render_growth(grown.name, ledger))
     show(render_results(came_to))
-    program = "kasmina" if shutil.which("kasmina") else sys.argv[0]
     show(render_farewell(program, grown.run_id, database))
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
+from attrs import define
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
     from kasmina.adapters.torch.slot import SeedSlot
 
 Act = Callable[["SeedSlot", Tensor], Tensor]
+Outer = Callable[["SeedSlot", object], object]
+
+
+@define
+class Visits:
+    """How many forwards went through a slot."""
+
+    count: int = 0
+
+
+def counted(visits: Visits, act: Outer, slot: "SeedSlot", output: object) -> object:
+    """``act``, and one more forward in ``visits``."""
+    visits.count += 1
+    return act(slot, output)
 
 
 def identity(slot: "SeedSlot", output: object) -> object:  # noqa: ARG001  # an act like the others

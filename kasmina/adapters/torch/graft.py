@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kasmina.adapters.torch import leaks
+from kasmina.adapters.torch.acts import Visits
 from kasmina.adapters.torch.features import Features, inferred, seen
 from kasmina.adapters.torch.grafted import BANK, SlotBank, is_untouched, swap_in, swap_out
 from kasmina.adapters.torch.hosts import HostProtocol
@@ -110,16 +111,17 @@ class Slots(Mapping[str, SeedSlot]):
         )
 
     @contextmanager
-    def showing(self, slot_id: str, view: SlotView) -> Iterator[None]:
+    def showing(self, slot_id: str, view: SlotView) -> Iterator[Visits]:
         """Let one slot act as ``view`` says for a while; what learns is left as it is.
 
-        ``IDENTITY`` is the model without the seed, ``BLEND`` at alpha 1 a rehearsal.
+        ``IDENTITY`` is the model without the seed, ``BLEND`` at alpha 1 a rehearsal. The forwards
+        that really went through the slot are counted.
         """
         slot = self[slot_id]
-        before = slot.view
-        slot.show(view, slot.step)
+        before, visits = slot.view, Visits()
+        slot.show(view, slot.step, visits)
         try:
-            yield
+            yield visits
         finally:
             slot.show(before, slot.step)
 
@@ -182,6 +184,8 @@ class _Point(NamedTuple):
 def _graft(
     model: nn.Module, points: Mapping[str, _Point], example_inputs: tuple[Any, ...] | None
 ) -> Slots:
+    for point in points.values():
+        _require_topology(point.path, point.topology)
     modules = resolve(model, {slot_id: point.path for slot_id, point in points.items()})
     features = _features(model, points, modules, example_inputs)
     slots = {
@@ -200,6 +204,12 @@ def _graft(
     for slot_id, module in modules.items():
         swap_in(module, slots[slot_id])
     return Slots(model)
+
+
+def _require_topology(path: str, topology: object) -> None:
+    if not isinstance(topology, Topology):
+        known = " or ".join(f"Topology.{each.name}" for each in Topology)
+        raise UngraftableModule(path, f"{topology!r} is no topology", f"give {known}")
 
 
 def _features(

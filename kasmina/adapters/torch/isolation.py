@@ -51,6 +51,11 @@ class Monitor:
         self._steps = 0
         self._due = False
 
+    def resume(self, steps: int) -> None:
+        """Go on after so many steps, with the samples that would have come next."""
+        self._steps = steps
+        self._due = steps % self.every == 0
+
     def step(self) -> None:
         """Count a training step; after every so many, the next one is sampled."""
         self._steps += 1

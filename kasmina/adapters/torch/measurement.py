@@ -5,8 +5,9 @@ trace: modes, buffers, gradients, random streams and slots are afterwards as the
 the user's function fails. Generators that the user made, such as a ``DataLoader``'s, are out of
 reach: give held-out data a fixed order.
 
-A further pass begins with the random streams of the last plain one, so that an evaluation that
-draws its data sees the same data. It runs eagerly: in a compiled model no hook would be seen and
+A further pass begins with the modes and the random streams of the last plain one, so that an
+evaluation that draws its data sees the same data, and one that forgets ``eval()`` compares like
+with like. It runs eagerly: in a compiled model no hook would be seen and
 each change of a slot would compile again.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
+from kasmina.adapters.torch.acts import Visits
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.randomness import RandomStreams, devices_of, undisturbed
 from kasmina.domain.errors import KasminaError, UnknownName
@@ -57,6 +59,19 @@ class UnusableMetrics(KasminaError):
         super().__init__(
             f"{what} is a {type(value).__qualname__}, {str(value)[:80]!r}; evaluate() must return "
             f"a mapping from names to numbers"
+        )
+
+
+class SlotNotEvaluated(KasminaError):
+    """An evaluation that never ran the slot whose seed it was to judge."""
+
+    def __init__(self, slot_id: str) -> None:
+        self.slot_id = slot_id
+        super().__init__(
+            f"evaluate() never ran slot {slot_id!r}, so it cannot tell what the seed there is "
+            f"worth; evaluate the grafted model itself and not a copy or an average of it, and do "
+            f"not graft a module that torch fuses in eval mode, as nn.TransformerEncoder does "
+            f"with its layers' parts"
         )
 
 
@@ -117,24 +132,29 @@ class Evaluator:
         return self._figures(evaluate())
 
     def showing(self, evaluate: Evaluate, view: SlotView) -> Measured:
-        """The evaluation of the model with one slot acting as ``view`` says. Raises as measure."""
-        with self._without_trace(), self._slots.showing(view.slot_id, view):
-            return self._figures(evaluate())
+        """The evaluation of the model with one slot acting as ``view`` says.
+
+        Raises as measure, and ``SlotNotEvaluated``.
+        """
+        with self._without_trace(), self._slots.showing(view.slot_id, view) as visits:
+            figures = self._figures(evaluate())
+        _require_visits(visits, view.slot_id)
+        return figures
 
     def shadow(self, evaluate: Evaluate, with_view: SlotView, without_view: SlotView) -> Shadow:
         """One evaluation as ``without_view`` says, each batch run as ``with_view`` says too.
 
-        Outputs count that the model gives in eval mode and without gradient. A model that is not
-        the one of the slots, or a copy of it, is not seen. Raises as measure, and
-        ``IncomparableOutputs``.
+        Outputs count that the model gives without gradient. Raises as measure, and
+        ``SlotNotEvaluated`` and ``IncomparableOutputs``.
         """
         correlation = Correlation()
         with (
             self._without_trace(),
-            self._slots.showing(without_view.slot_id, without_view),
+            self._slots.showing(without_view.slot_id, without_view) as visits,
             self._compared(with_view, correlation),
         ):
             figures = self._figures(evaluate())
+        _require_visits(visits, without_view.slot_id)
         return Shadow(
             objective_without=figures.objective,
             agreement=correlation.value(),
@@ -163,8 +183,6 @@ class Evaluator:
             stack.enter_context(_eagerly())
             stack.enter_context(torch.no_grad())
             stack.enter_context(_kept(model))
-            for module in model.modules():
-                module.training = False
             yield
 
     @contextmanager
@@ -172,7 +190,8 @@ class Evaluator:
         def compare(
             model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
         ) -> None:
-            if model.training or torch.is_grad_enabled():
+            # A copy of the model has a copy of this hook, and slots of its own.
+            if model is not self._slots.model or torch.is_grad_enabled():
                 return
             with self._slots.showing(view.slot_id, view):
                 # Not model(): its other hooks have run, or are about to.
@@ -264,6 +283,12 @@ def largest_tensor(output: Any) -> Tensor:  # noqa: ANN401 - whatever a model re
 def _double(values: Tensor) -> Tensor:
     # Apple's devices know no float64.
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)
+
+
+def _require_visits(visits: Visits, slot_id: str) -> None:
+    """A contrast that never ran the slot would read as "no difference", and pass every gate."""
+    if visits.count == 0:
+        raise SlotNotEvaluated(slot_id)
 
 
 def _metric(name: object, value: object) -> Metric:

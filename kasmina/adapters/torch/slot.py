@@ -1,6 +1,7 @@
 """The slot: a module that knows how to act on its host's features, never whether it should."""
 
 import math
+from functools import partial
 
 import torch
 from attrs import frozen
@@ -63,6 +64,7 @@ class SeedSlot(nn.Module):
     """
 
     seed: nn.Module | None
+    _act: acts.Outer
     alpha: Tensor
     incubating: Tensor
     nonfinite_outputs: Tensor
@@ -155,13 +157,18 @@ class SeedSlot(nn.Module):
             self._learn(self.seed, wanted=view.learning)
         self.show(view, step)
 
-    def show(self, view: SlotView, step: int) -> None:
-        """Act as ``view`` says, leaving what learns as it is. Raises as ``follow``."""
+    def show(self, view: SlotView, step: int, visits: acts.Visits | None = None) -> None:
+        """Act as ``view`` says, leaving what learns as it is. Raises as ``follow``.
+
+        With ``visits``, every forward is counted there until the slot is shown something else.
+        """
         self._check(view)
         self.view = view
         self._filled = math.nan  # fill it, whatever a `to_empty()` left there
         self.incubating.fill_(view.behaviour is Behaviour.INCUBATE)
         self.choose()
+        if visits is not None:
+            self._act = partial(acts.counted, visits, self._act)
         self.set_alpha(step)
 
     def set_alpha(self, step: int) -> None:
