@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kasmina import Topology, blueprint
-from kasmina.domain.blueprints import BlueprintKind
+from kasmina import BlueprintKind, Topology, blueprint
 
 
 @blueprint(

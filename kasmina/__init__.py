@@ -13,29 +13,51 @@ if TYPE_CHECKING:
     from kasmina.adapters.torch.graft import graft as graft
     from kasmina.adapters.torch.graft import graft_host as graft_host
     from kasmina.bootstrap import open_run as open_run
+    from kasmina.domain.blueprints import BlueprintKind as BlueprintKind
     from kasmina.domain.errors import KasminaError as KasminaError
+    from kasmina.domain.evidence import Comparison as Comparison
     from kasmina.domain.objective import Objective as Objective
+    from kasmina.domain.policies import G2Policy as G2Policy
+    from kasmina.domain.policies import G3Policy as G3Policy
+    from kasmina.domain.policies import G4Policy as G4Policy
+    from kasmina.domain.policies import G5Policy as G5Policy
     from kasmina.domain.policies import GatePolicy as GatePolicy
+    from kasmina.domain.policies import MetricCheck as MetricCheck
+    from kasmina.domain.policies import Timeouts as Timeouts
+    from kasmina.domain.schedules import AlphaSchedule as AlphaSchedule
     from kasmina.domain.schedules import BlendPlan as BlendPlan
     from kasmina.domain.schedules import Curve as Curve
     from kasmina.domain.stages import Gate as Gate
+    from kasmina.domain.stages import SeedInput as SeedInput
     from kasmina.domain.stages import Stage as Stage
     from kasmina.domain.stages import Topology as Topology
     from kasmina.infra.event_store import open_store as open_store
+    from kasmina.infra.log import LogFormat as LogFormat
     from kasmina.run import EpochReport as EpochReport
     from kasmina.run import Run as Run
 
 _HOMES = {
+    "AlphaSchedule": "kasmina.domain.schedules",
     "BlendPlan": "kasmina.domain.schedules",
+    "BlueprintKind": "kasmina.domain.blueprints",
+    "Comparison": "kasmina.domain.evidence",
     "Curve": "kasmina.domain.schedules",
     "EpochReport": "kasmina.run",
+    "G2Policy": "kasmina.domain.policies",
+    "G3Policy": "kasmina.domain.policies",
+    "G4Policy": "kasmina.domain.policies",
+    "G5Policy": "kasmina.domain.policies",
     "Gate": "kasmina.domain.stages",
     "GatePolicy": "kasmina.domain.policies",
     "KasminaError": "kasmina.domain.errors",
+    "LogFormat": "kasmina.infra.log",
+    "MetricCheck": "kasmina.domain.policies",
     "Objective": "kasmina.domain.objective",
     "Run": "kasmina.run",
+    "SeedInput": "kasmina.domain.stages",
     "Slots": "kasmina.adapters.torch.graft",
     "Stage": "kasmina.domain.stages",
+    "Timeouts": "kasmina.domain.policies",
     "Topology": "kasmina.domain.stages",
     "blueprint": "kasmina.adapters.torch.blueprints",
     "graft": "kasmina.adapters.torch.graft",

@@ -181,8 +181,9 @@ def last_study(store: EventStore, study: Study) -> dict[str, str]:
         opened = record.event
         if isinstance(opened, RunOpened):
             if opened.name == first:
-                begun = {}
-            begun[opened.name] = record.run_id
+                begun = {first: record.run_id}
+            elif begun:
+                begun[opened.name] = record.run_id
     return begun
 
 

@@ -2,12 +2,14 @@
 
 import io
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 
 from kasmina import Stage, open_store
 from kasmina.adapters.cli.app import run as call
 from kasmina.domain import events as e
+from kasmina.domain.projections import gate_ledger
 from kasmina.domain.stages import CullCause
 from kasmina.infra.engine import Access
 from kasmina.service import load
@@ -83,3 +85,23 @@ def test_a_finished_demo_has_nothing_to_go_on_with(shown: str, url: str) -> None
     again = _output(["demo", "--quick", "--resume", "--database", url])
     assert " → " not in again
     assert shown.split("Accuracy on")[1] == again.split("Accuracy on")[1]
+
+
+def test_the_documentation_names_every_check_that_was_made(shown: str, url: str) -> None:
+    documentation = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text("utf-8")
+    assert shown
+    with open_store(url, access=Access.READ) as store:
+        made = {
+            (decision.outcome.gate.value, check.name)
+            for first in store.runs()
+            for decision in gate_ledger(list(store.read(first.run_id)))
+            for check in decision.outcome.checks
+        }
+    assert {gate for gate, _ in made} == {"G0", "G1", "G2", "G3", "G4", "G5"}
+    assert not {name for _, name in made if f"`{name}`" not in documentation}
+
+
+def test_a_study_of_other_length_is_not_gone_on_with(shown: str, url: str) -> None:
+    assert shown
+    assert call(["demo", "--resume", "--database", url]) == 2
+    assert call(["demo", "--quick", "--seed", "7", "--resume", "--database", url]) == 2

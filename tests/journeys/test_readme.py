@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from kasmina import GatePolicy
+
 README = Path(__file__).parents[2] / "README.md"
 
 
-def programs() -> list[str]:
-    """The loop, and the blueprint."""
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def programs(document: Path = README) -> list[str]:
+    """The README's are the loop, and the blueprint."""
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -51,6 +53,13 @@ def test_the_diagram_is_the_machine_s_own() -> None:
     )
     lines = [line.rstrip() for line in drawn.stdout.splitlines()]
     assert "\n".join(lines).strip("\n") in README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", programs(README.parent / "docs" / "lifecycle.md"))
+def test_the_policies_in_the_documentation_can_be_built(text: str) -> None:
+    made: dict[str, object] = {}
+    exec(text, made)
+    assert isinstance(made["policy"], GatePolicy)
 
 
 def test_the_blueprint_of_one_s_own_can_be_planted_and_is_the_example() -> None:
