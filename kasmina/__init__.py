@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kasmina.adapters.torch.graft import Slots as Slots
     from kasmina.adapters.torch.graft import graft as graft
     from kasmina.adapters.torch.graft import graft_host as graft_host
+    from kasmina.adapters.torch.measurement import SlotNotEvaluated as SlotNotEvaluated
     from kasmina.bootstrap import open_run as open_run
     from kasmina.domain.blueprints import BlueprintKind as BlueprintKind
     from kasmina.domain.errors import KasminaError as KasminaError
@@ -55,6 +56,7 @@ _HOMES = {
     "Objective": "kasmina.domain.objective",
     "Run": "kasmina.run",
     "SeedInput": "kasmina.domain.stages",
+    "SlotNotEvaluated": "kasmina.adapters.torch.measurement",
     "Slots": "kasmina.adapters.torch.graft",
     "Stage": "kasmina.domain.stages",
     "Timeouts": "kasmina.domain.policies",

@@ -67,12 +67,13 @@ def open_run(
     Raises ``StoreUnavailable``, ``SchemaMismatch``, ``UnknownRun``, ``HostMismatch``,
     ``CheckpointError``; log, host and optimizer are then as they were.
     """
-    _require_unused(slots, optimizer)
     identifiers = identifiers or RandomIdentifiers()
     if log is not None:
         configure_logging(log)
     with ExitStack() as undo:
         resources = undo.enter_context(ExitStack())
+        resources.enter_context(slots.claimed())
+        _require_unused(slots, optimizer)
         monitor, groups = Monitor(slots, every=sample_every), SeedGroups(optimizer)
         undo.callback(groups.close)
         resources.callback(groups.on_step(monitor.observe_gradients).remove)
@@ -116,14 +117,17 @@ def open_run(
 
 
 def _require_unused(slots: Slots, optimizer: Optimizer) -> None:
-    """Slots and optimizer belong to one run: a second one would act on the first one's seeds."""
-    seeds = seed_order(optimizer.param_groups)
+    """Seeds of an earlier run are neither in the new run's log nor under its gates."""
     occupied = [slot_id for slot_id, slot in slots.items() if slot.seed is not None]
-    if seeds or occupied:
+    if occupied:
         raise InvalidCommand(
-            f"another run's seeds are still in slots {occupied} and in the optimizer's groups "
-            f"{list(seeds)}; build host and optimizer anew and graft, to go on with that run "
-            f"with resume=..."
+            f"slots {occupied} hold seeds of an earlier run; build the host anew and graft it, and "
+            f"to go on with that run resume it from its checkpoint"
+        )
+    if seed_order(optimizer.param_groups):
+        raise InvalidCommand(
+            "the optimizer holds seeds of an earlier run; build it anew from "
+            "slots.host_parameters()"
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(parameter) in held for parameter in slots.host_parameters()):

@@ -18,7 +18,7 @@ from kasmina.adapters.torch.optimizer import SeedGroups
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
-from kasmina.domain.errors import EpochWentBackwards, InvalidCommand
+from kasmina.domain.errors import EpochWentBackwards, InvalidCommand, RunIsClosed
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import Identifiers, Recorded
 from kasmina.domain.progress import advanceable
@@ -232,6 +232,8 @@ class Run:
         Holds host, seeds, optimizer, random streams and what was given to ``open_run`` as
         ``extra``. ``open_run(..., resume=run_id)`` goes on from it.
         """
+        if self.state.closed:
+            raise RunIsClosed(self.run_id)
         head = self._journal.head()
         save_checkpoint(
             path,

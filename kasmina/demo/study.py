@@ -164,8 +164,13 @@ def resume_study(study: Study) -> Iterator[Progress]:
         begun = last_study(store, study)
         states = {name: load(store, run_id) for name, run_id in begun.items()}
     done = {name for name, state in states.items() if state is not None and state.closed}
-    lengths = {state.epoch for state in states.values() if state is not None and state.closed}
-    if not begun or lengths - {study.epochs}:
+    lengths = [state.epoch for state in states.values() if state is not None and state.closed]
+    reached = [state.epoch for state in states.values() if state is not None]
+    if (
+        not begun
+        or max(reached) > study.epochs
+        or min(lengths, default=study.epochs) < study.epochs
+    ):
         raise OtherStudy(study)
     for arm, seed in study.arms:
         name = name_of(arm, seed)

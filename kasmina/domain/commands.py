@@ -18,7 +18,7 @@ from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan, Curve
 from kasmina.domain.stages import Incubator, SeedInput, Topology
-from kasmina.domain.validators import a, not_blank, not_negative, positive, unit_interval
+from kasmina.domain.validators import not_blank, not_negative, of_type, positive, unit_interval
 
 
 @frozen(kw_only=True)
@@ -41,8 +41,8 @@ class OpenRun(Command):
 
     run_id: str
     name: str
-    objective: Objective = field(validator=a(Objective))
-    policy: GatePolicy = field(validator=a(GatePolicy))
+    objective: Objective = field(validator=of_type(Objective))
+    policy: GatePolicy = field(validator=of_type(GatePolicy))
     host: HostDescription
     random_seed: int
     software: tuple[Software, ...] = ()
@@ -52,7 +52,7 @@ class OpenRun(Command):
 class OpenSlot(SlotCommand):
     """Declare a place in the host; ``width`` is its number of channels."""
 
-    topology: Topology = field(validator=a(Topology))
+    topology: Topology = field(validator=of_type(Topology))
     width: int = field(validator=positive)
 
 
@@ -62,12 +62,12 @@ class Germinate(SlotCommand):
 
     seed_id: str
     blueprint_id: str
-    probe: Probe = field(validator=a(Probe))
+    probe: Probe = field(validator=of_type(Probe))
     parameters: int = field(validator=not_negative)
     init_seed: int
-    incubator: Incubator = field(default=Incubator.STRAIGHT_THROUGH, validator=a(Incubator))
-    seed_input: SeedInput = field(default=SeedInput.OPEN, validator=a(SeedInput))
-    blend: BlendPlan = field(factory=BlendPlan, validator=a(BlendPlan))
+    incubator: Incubator = field(default=Incubator.STRAIGHT_THROUGH, validator=of_type(Incubator))
+    seed_input: SeedInput = field(default=SeedInput.OPEN, validator=of_type(SeedInput))
+    blend: BlendPlan = field(factory=BlendPlan, validator=of_type(BlendPlan))
     learning_rate: float | None = field(default=None, validator=optional(not_negative))
     weight_decay: float | None = field(default=None, validator=optional(not_negative))
 
@@ -83,7 +83,7 @@ class Cull(SlotCommand):
 
     reason: str
     ramp_steps: int = field(default=0, validator=not_negative)
-    curve: Curve = field(default=Curve.SIGMOID, validator=a(Curve))
+    curve: Curve = field(default=Curve.SIGMOID, validator=of_type(Curve))
 
 
 @frozen(kw_only=True)
@@ -120,7 +120,7 @@ class RecordCounterfactual(SlotCommand):
 class ScheduleAlpha(SlotCommand):
     """Let alpha follow a schedule of the caller's own; BLENDING only."""
 
-    schedule: AlphaSchedule = field(validator=a(AlphaSchedule))
+    schedule: AlphaSchedule = field(validator=of_type(AlphaSchedule))
 
 
 @frozen(kw_only=True)
@@ -144,7 +144,7 @@ class ResumeSeed(SlotCommand):
 class ChangePolicy(Command):
     """Decide by other thresholds from now on."""
 
-    policy: GatePolicy = field(validator=a(GatePolicy))
+    policy: GatePolicy = field(validator=of_type(GatePolicy))
 
 
 @frozen(kw_only=True)

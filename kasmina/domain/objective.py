@@ -5,7 +5,7 @@ from enum import Enum
 
 from attrs import field, frozen
 
-from kasmina.domain.validators import a, not_blank
+from kasmina.domain.validators import not_blank, of_type
 
 
 class Direction(Enum):
@@ -24,7 +24,7 @@ class Objective:
     """
 
     name: str = field(validator=not_blank)
-    direction: Direction = field(validator=a(Direction))
+    direction: Direction = field(validator=of_type(Direction))
     unit: str = ""
 
     @classmethod

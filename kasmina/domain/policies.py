@@ -5,7 +5,14 @@ from attrs.validators import optional
 
 from kasmina.domain.evidence import Comparison
 from kasmina.domain.stages import Gate, Stage
-from kasmina.domain.validators import a, finite, not_blank, not_negative, positive, unit_interval
+from kasmina.domain.validators import (
+    finite,
+    not_blank,
+    not_negative,
+    of_type,
+    positive,
+    unit_interval,
+)
 
 
 @frozen(kw_only=True)
@@ -86,9 +93,9 @@ class MetricCheck:
     check, and re-evaluated under other bounds.
     """
 
-    gate: Gate = field(validator=a(Gate))
+    gate: Gate = field(validator=of_type(Gate))
     metric: str = field(validator=not_blank)
-    comparison: Comparison = field(validator=a(Comparison))
+    comparison: Comparison = field(validator=of_type(Comparison))
     required: float
 
 
@@ -101,11 +108,11 @@ class GatePolicy:
     long a slot rests after a cull.
     """
 
-    g2: G2Policy = field(factory=G2Policy, validator=a(G2Policy))
-    g3: G3Policy = field(factory=G3Policy, validator=a(G3Policy))
-    g4: G4Policy = field(factory=G4Policy, validator=a(G4Policy))
-    g5: G5Policy = field(factory=G5Policy, validator=a(G5Policy))
+    g2: G2Policy = field(factory=G2Policy, validator=of_type(G2Policy))
+    g3: G3Policy = field(factory=G3Policy, validator=of_type(G3Policy))
+    g4: G4Policy = field(factory=G4Policy, validator=of_type(G4Policy))
+    g5: G5Policy = field(factory=G5Policy, validator=of_type(G5Policy))
     tolerance: float = field(default=0.5, validator=not_negative)
     embargo_epochs: int = field(default=5, validator=not_negative)
-    timeouts: Timeouts = field(factory=Timeouts, validator=a(Timeouts))
+    timeouts: Timeouts = field(factory=Timeouts, validator=of_type(Timeouts))
     extra_checks: tuple[MetricCheck, ...] = ()

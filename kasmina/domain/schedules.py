@@ -6,7 +6,7 @@ from enum import Enum
 from attrs import field, frozen
 from attrs.validators import optional
 
-from kasmina.domain.validators import a, not_negative, positive, unit_interval
+from kasmina.domain.validators import not_negative, of_type, positive, unit_interval
 
 
 class Curve(Enum):
@@ -32,7 +32,7 @@ class AlphaSchedule:
     temperature))``; left out, it is a twelfth of the ramp.
     """
 
-    curve: Curve = field(default=Curve.SIGMOID, validator=a(Curve))
+    curve: Curve = field(default=Curve.SIGMOID, validator=of_type(Curve))
     start_step: int = field(validator=not_negative)
     steps: int = field(validator=not_negative)
     start: float = field(default=0.0, validator=unit_interval)
@@ -73,7 +73,7 @@ class BlendPlan:
     """
 
     epochs: float = field(default=3.0, validator=not_negative)
-    curve: Curve = field(default=Curve.SIGMOID, validator=a(Curve))
+    curve: Curve = field(default=Curve.SIGMOID, validator=of_type(Curve))
     temperature: float | None = field(default=None, validator=optional(positive))
 
 

@@ -8,14 +8,16 @@ from typing import Any
 from attrs import Attribute
 
 
-def a(kind: type[object]) -> Callable[[object, "Attribute[Any]", object], None]:
+def of_type(kind: type[object]) -> Callable[[object, "Attribute[Any]", object], None]:
     """Refuse anything but a ``kind``: stored text looks like an enum's value, and is not it."""
 
     def check(_: object, attribute: "Attribute[Any]", value: object) -> None:
         if not isinstance(value, kind):
             known = [member.name for member in kind] if issubclass(kind, Enum) else []
             options = f" ({', '.join(known)})" if known else ""
-            raise TypeError(f"{attribute.name} must be a {kind.__name__}{options}, got {value!r}")
+            raise TypeError(
+                f"{attribute.name} must be of type {kind.__name__}{options}, got {value!r}"
+            )
 
     return check
 

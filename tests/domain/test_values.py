@@ -108,10 +108,13 @@ class TestStages:
     [
         (
             lambda: Objective(name="loss", direction="minimize"),
-            r"direction must be a Direction \(MAXIMIZE, MINIMIZE\), got 'minimize'",
+            r"direction must be of type Direction \(MAXIMIZE, MINIMIZE\), got 'minimize'",
         ),
-        (lambda: BlendPlan(curve="linear"), r"curve must be a Curve \(SIGMOID, LINEAR, COSINE\)"),
-        (lambda: GatePolicy(g2={"min_epochs": 1}), r"g2 must be a G2Policy, got \{"),
+        (
+            lambda: BlendPlan(curve="linear"),
+            r"curve must be of type Curve \(SIGMOID, LINEAR, COSINE\)",
+        ),
+        (lambda: GatePolicy(g2={"min_epochs": 1}), r"g2 must be of type G2Policy, got \{"),
     ],
 )
 def test_text_and_mappings_are_not_taken_for_what_they_name(build, problem):

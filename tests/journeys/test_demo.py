@@ -8,6 +8,7 @@ import pytest
 
 from kasmina import Stage, open_store
 from kasmina.adapters.cli.app import run as call
+from kasmina.demo.study import OtherStudy, Study, resume_study
 from kasmina.domain import events as e
 from kasmina.domain.projections import gate_ledger
 from kasmina.domain.stages import CullCause
@@ -104,4 +105,7 @@ def test_the_documentation_names_every_check_that_was_made(shown: str, url: str)
 def test_a_study_of_other_length_is_not_gone_on_with(shown: str, url: str) -> None:
     assert shown
     assert call(["demo", "--resume", "--database", url]) == 2
+    shorter = Study(url=url, folder=Path(), random_seeds=(0,), epochs=3)
+    with pytest.raises(OtherStudy):
+        next(resume_study(shorter))
     assert call(["demo", "--quick", "--seed", "7", "--resume", "--database", url]) == 2

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kasmina import Gate, GatePolicy, Stage, graft, open_run, open_store
+from kasmina.adapters.torch.graft import SlotsInUse
 from kasmina.adapters.torch.optimizer import seed_order
 from kasmina.domain import events as e
 from kasmina.domain.errors import (
@@ -14,6 +15,7 @@ from kasmina.domain.errors import (
     EpochWentBackwards,
     IllegalTransition,
     InvalidCommand,
+    RunIsClosed,
     SlotOccupied,
     StoreUnavailable,
     UngraftableModule,
@@ -287,13 +289,38 @@ def test_slots_that_hold_another_run_s_seeds_are_refused_and_left_alone(
     run.germinate("2", "norm")
     before = run.state
     options = {"resume": run.run_id} if second_run == "resumed" else {}
-    with pytest.raises(InvalidCommand, match=r"slots \['2'\].*build host and optimizer anew"):
+    with pytest.raises(SlotsInUse, match=r"belong to a run that is open; close\(\) that run"):
         loop.open(database, **options)
     assert len(loop.optimizer.param_groups) == 2
     with open_store(f"sqlite:///{database}", access=Access.READ) as store:
         assert [first.run_id for first in store.runs()] == [run.run_id]
     loop.epoch(run)
     assert run.state.sequence > before.sequence
+
+
+def test_empty_slots_belong_to_one_run_too_until_it_is_closed(database: Path) -> None:
+    loop = Loop.fresh()
+    with loop.open(database) as run:
+        with pytest.raises(SlotsInUse):
+            loop.open(database)
+        run.germinate("2", "norm")
+        loop.epoch(run)
+        run.cull("2", "it was only tried")
+    with loop.open(database) as another:
+        another.germinate("2", "norm")
+    with pytest.raises(InvalidCommand, match=r"slots \['2'\] hold seeds of an earlier run"):
+        loop.open(database)
+    loop.slots["2"].detach()
+    with pytest.raises(InvalidCommand, match="the optimizer holds seeds of an earlier run"):
+        loop.open(database)
+
+
+def test_a_closed_run_saves_no_checkpoint(database: Path, tmp_path: Path) -> None:
+    with Loop.fresh().open(database) as run:
+        pass
+    with pytest.raises(RunIsClosed):
+        run.checkpoint(tmp_path / "run.pt")
+    assert not (tmp_path / "run.pt").exists()
 
 
 @pytest.mark.parametrize("wrong", ["optimizer", "sample_every"])
@@ -314,10 +341,12 @@ def test_text_is_not_taken_for_what_it_names(database: Path) -> None:
     loop = Loop.fresh()
     with loop.open(database) as run:
         before = run.state
-        with pytest.raises(TypeError, match=r"must be a SeedInput \(OPEN, DETACHED\), got 'open'"):
+        with pytest.raises(
+            TypeError, match=r"must be of type SeedInput \(OPEN, DETACHED\), got 'open'"
+        ):
             run.germinate("2", "norm", seed_input="open")
         assert run.state == before
-    with pytest.raises(TypeError, match="g2 must be a G2Policy"):
+    with pytest.raises(TypeError, match="g2 must be of type G2Policy"):
         GatePolicy(g2={"min_epochs": 1})
     with pytest.raises(UngraftableModule, match=r"'cnn' is no topology; give Topology.CNN or"):
         graft(build_host(), {"0": "cnn"})

@@ -237,6 +237,52 @@ class TestAFurtherPass:
             with pytest.raises(SlotNotEvaluated, match="never ran slot 'body'"):
                 judge()
 
+    def test_of_some_batches_that_skip_the_slot_is_judged_by_the_others(self, bench):
+        class Skipping(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = nn.Linear(4, 4)
+
+            def forward(self, x, *, deep):
+                return self.body(x) if deep else x
+
+        model = Skipping()
+        slots = graft(model, {"body": Topology.TRANSFORMER})
+        slots["body"].attach(nn.Linear(4, 4))
+        evaluator = Evaluator(slots, Objective.minimize("loss"))
+
+        def evaluate():
+            x = torch.ones(2, 4)
+            return {"loss": (model(x, deep=False) + model(x, deep=True)).mean()}
+
+        shadow = evaluator.shadow(evaluate, WITH, WITHOUT)
+        assert shadow.values == 16
+        assert shadow.objective_without is not None
+
+    def test_of_a_host_with_dropout_in_training_mode_compares_like_with_like(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+        slots = graft(model, {"0": Topology.TRANSFORMER})
+        slots["0"].attach(nn.Identity())
+        evaluator = Evaluator(slots, Objective.minimize("loss"))
+        batches = torch.randn(4, 3, 4)
+
+        def evaluate():
+            with torch.no_grad():
+                figures = [model(batch).mean() for batch in batches]
+            model.eval()
+            return {"loss": torch.stack(figures).mean()}
+
+        model.train()
+        measured = evaluator.measure(evaluate)
+        without = SlotView(slot_id="0")
+        with_seed = SlotView(
+            slot_id="0", seed_id="s", behaviour=Behaviour.BLEND, schedule=held(1.0)
+        )
+        shadow = evaluator.shadow(evaluate, with_seed, without)
+        assert shadow.agreement == 1.0
+        assert shadow.objective_without == measured.objective
+        assert evaluator.showing(evaluate, with_seed).objective == measured.objective
+
     def test_of_a_copy_made_inside_is_an_error_too(self, bench):
         def evaluate():
             return bench.evaluate(copy.deepcopy(bench.model))

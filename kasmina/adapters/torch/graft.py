@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,26 @@ from kasmina.adapters.torch.grafted import BANK, SlotBank, is_untouched, swap_in
 from kasmina.adapters.torch.hosts import HostProtocol
 from kasmina.adapters.torch.places import resolve
 from kasmina.adapters.torch.slot import SeedSlot
-from kasmina.domain.errors import UngraftableModule, UnknownSlot
+from kasmina.domain.errors import KasminaError, UngraftableModule, UnknownSlot
 from kasmina.domain.evidence import HostDescription
 from kasmina.domain.projections import SlotView
 from kasmina.domain.stages import Topology
 
 _OF_BANK = f"{BANK}."
+
+# Not an attribute of the bank: a copy of a grafted model is nobody's yet.
+_CLAIMED: "WeakSet[SlotBank]" = WeakSet()
+
+
+class SlotsInUse(KasminaError):
+    """Slots that an open run of this process acts on."""
+
+    def __init__(self, slot_ids: tuple[str, ...]) -> None:
+        self.slot_ids = slot_ids
+        super().__init__(
+            f"slots {list(slot_ids)} belong to a run that is open; close() that run first, or "
+            f"build the host anew and graft it for another"
+        )
 
 
 class Slots(Mapping[str, SeedSlot]):
@@ -118,12 +133,23 @@ class Slots(Mapping[str, SeedSlot]):
         that really went through the slot are counted.
         """
         slot = self[slot_id]
-        before, visits = slot.view, Visits()
+        before, visits = (slot.view, slot.visits), Visits()
         slot.show(view, slot.step, visits)
         try:
             yield visits
         finally:
-            slot.show(before, slot.step)
+            slot.show(before[0], slot.step, before[1])
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """For one run alone: two would act on each other's seeds. Raises ``SlotsInUse``."""
+        if self._bank in _CLAIMED:
+            raise SlotsInUse(tuple(self))
+        _CLAIMED.add(self._bank)
+        try:
+            yield
+        finally:
+            _CLAIMED.discard(self._bank)
 
     def ungraft(self) -> None:
         """Restore the model exactly; seeds go with their slots.

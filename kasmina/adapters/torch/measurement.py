@@ -69,9 +69,10 @@ class SlotNotEvaluated(KasminaError):
         self.slot_id = slot_id
         super().__init__(
             f"evaluate() never ran slot {slot_id!r}, so it cannot tell what the seed there is "
-            f"worth; evaluate the grafted model itself and not a copy or an average of it, and do "
-            f"not graft a module that torch fuses in eval mode, as nn.TransformerEncoder does "
-            f"with its layers' parts"
+            f"worth; evaluate the grafted model itself, not a copy or an average of it nor kept "
+            f"figures, and do not graft a module that torch fuses in eval mode, as "
+            f"nn.TransformerEncoder does with its layers' parts (cull the seed to go on without "
+            f"it, or end_epoch(None) for an epoch without measurement)"
         )
 
 
@@ -122,6 +123,7 @@ class Evaluator:
         self._objective = objective.name
         self._prediction = prediction or largest_tensor
         self._began: RandomStreams | None = None
+        self._modes: list[tuple[nn.Module, bool]] = []
 
     def measure(self, evaluate: Evaluate) -> Measured:
         """The plain evaluation: one call, and nothing else.
@@ -129,6 +131,7 @@ class Evaluator:
         Raises ``MissingObjective`` and ``UnusableMetrics``.
         """
         self._began = RandomStreams.capture(devices_of(self._slots.model))
+        self._modes = [(module, module.training) for module in self._slots.model.modules()]
         return self._figures(evaluate())
 
     def showing(self, evaluate: Evaluate, view: SlotView) -> Measured:
@@ -183,26 +186,42 @@ class Evaluator:
             stack.enter_context(_eagerly())
             stack.enter_context(torch.no_grad())
             stack.enter_context(_kept(model))
+            for module, training in self._modes:
+                module.training = training
             yield
 
     @contextmanager
     def _compared(self, view: SlotView, correlation: "Correlation") -> Iterator[None]:
+        devices = devices_of(self._slots.model)
+        began = RandomStreams.capture(devices)
+
+        def begin(model: nn.Module, _args: tuple[Any, ...]) -> None:
+            nonlocal began
+            if model is self._slots.model:
+                began = RandomStreams.capture(devices)
+
         def compare(
             model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
         ) -> None:
             # A copy of the model has a copy of this hook, and slots of its own.
             if model is not self._slots.model or torch.is_grad_enabled():
                 return
-            with self._slots.showing(view.slot_id, view):
+            with undisturbed(devices), self._slots.showing(view.slot_id, view):
+                began.restore()
                 # Not model(): its other hooks have run, or are about to.
                 other = model.forward(*args, **kwargs)
             correlation.add(self._prediction(other), self._prediction(output))
 
-        handle = self._slots.model.register_forward_hook(compare, prepend=True, with_kwargs=True)
+        model = self._slots.model
+        handles = (
+            model.register_forward_pre_hook(begin, prepend=True),
+            model.register_forward_hook(compare, prepend=True, with_kwargs=True),
+        )
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 class Correlation:

@@ -106,6 +106,7 @@ class SeedSlot(nn.Module):
         self.handed: tuple[Tensor, int] | None = None
         self._trainable: frozenset[str] = frozenset()
         self.step = 0
+        self.visits: acts.Visits | None = None
         self.view = SlotView(slot_id=self.slot_id)
         self.forget()
         self.show(self.view, 0)
@@ -166,9 +167,8 @@ class SeedSlot(nn.Module):
         self.view = view
         self._filled = math.nan  # fill it, whatever a `to_empty()` left there
         self.incubating.fill_(view.behaviour is Behaviour.INCUBATE)
+        self.visits = visits
         self.choose()
-        if visits is not None:
-            self._act = partial(acts.counted, visits, self._act)
         self.set_alpha(step)
 
     def set_alpha(self, step: int) -> None:
@@ -188,7 +188,8 @@ class SeedSlot(nn.Module):
         # A paused incubating seed is invisible to the host and learns nothing: it need not run.
         paused = behaviour is Behaviour.INCUBATE and not self.view.learning
         resting = self.seed is None or behaviour is Behaviour.IDENTITY or paused
-        self._act = acts.identity if resting else acts.serve
+        act = acts.identity if resting else acts.serve
+        self._act = act if self.visits is None else partial(acts.counted, self.visits, act)
         self.inner = acts.alone if behaviour is Behaviour.SEED else acts.live
         self.inlet = acts.inlet(behaviour, detached=detached, copied=self.writes)
         self.traced_run = acts.run_plainly if self.stream is None else acts.run_on_own_stream
