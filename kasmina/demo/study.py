@@ -162,15 +162,14 @@ def resume_study(study: Study) -> Iterator[Progress]:
     digits = Digits.load()
     with open_store(study.url, access=Access.READ) as store:
         begun = last_study(store, study)
-        states = {name: load(store, run_id) for name, run_id in begun.items()}
-    done = {name for name, state in states.items() if state is not None and state.closed}
-    lengths = [state.epoch for state in states.values() if state is not None and state.closed]
-    reached = [state.epoch for state in states.values() if state is not None]
-    if (
-        not begun
-        or max(reached) > study.epochs
-        or min(lengths, default=study.epochs) < study.epochs
-    ):
+        states = [load(store, run_id) for run_id in begun.values()]
+    known = [state for state in states if state is not None]
+    done = {state.name for state in known if state.closed}
+    fitting = [
+        state.epoch == study.epochs if state.closed else state.epoch <= study.epochs
+        for state in known
+    ]
+    if not (known and all(fitting)):
         raise OtherStudy(study)
     for arm, seed in study.arms:
         name = name_of(arm, seed)
