@@ -16,40 +16,29 @@ gradients are compared. The host is ``nn.Identity``, so no work of its own hides
 
 import argparse
 import copy
-import gc
 import os
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
+from timing import Line, Row, Work, calls, compare, sample, table
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler
+from training import EPOCH, StraightThrough, latencies, sizes, trainings
 
-from kasmina import GatePolicy, Objective, Topology, graft, open_run
+from kasmina import Topology, graft
 from kasmina.adapters.torch import ops
 from kasmina.adapters.torch.blueprints import blueprints
-from kasmina.adapters.torch.graft import Slots, graft_host
+from kasmina.adapters.torch.graft import graft_host
 from kasmina.adapters.torch.hosts import ConvHost
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain.projections import Behaviour, SlotView
 from kasmina.domain.schedules import held
 from kasmina.domain.stages import SeedInput
-from kasmina.run import RELATIVE_RATE
 
-SAMPLE = 0.006
-"""Seconds of CPU time that a sample lasts, in as many calls as it takes."""
-
-EPOCH = 20
-RATE = 1e-3
 ALPHA = 0.5
 RESULTS = Path(__file__).parent / "results" / "forward.md"
 
@@ -67,8 +56,6 @@ LABELS = {
     "blend at 1": "BLEND at 1",
     "fossilized": "FOSSILIZED",
 }
-
-Work = Callable[[], object]
 
 # Why a wanted figure is missed, by kind of line; printed only where one is.
 WHY = {
@@ -97,12 +84,9 @@ WHY = {
     "host, so it shows the more the smaller the host is.",
 }
 
-
 PARTS = """Warm is a loop of the part alone; cold is right after the forward and backward of other
 tensors, as in a training, when neither data nor code of the part are in the caches."""
 
-LATENCY = """Germination and cull each look once at every live object for learning-rate schedulers,
-since an optimizer does not know its own: the last line says what that costs by itself."""
 
 GRAPHS = """Wanted: at most one each for a germination, a fossilization and a cull, none between. An
 open input costs one more at its exposure: in TRAINING the seed's input is detached, and the graph
@@ -112,64 +96,7 @@ NOT_YET = """Not measured yet: features of 32×64×32×32, stages with a seed un
 `bake`, twelve slots at once, peak memory, an accelerator."""
 
 
-class Line(NamedTuple):
-    """One comparison. ``wanted`` bounds the ratio, ``within`` the microseconds on top."""
-
-    name: str
-    kind: str
-    limit: Work
-    ours: Work
-    textbook: Work | None = None
-    wanted: float | None = None
-    within: float | None = None
-    units: int = 1
-    """How many forwards or steps one call does."""
-
-
-class Row(NamedTuple):
-    """What a line came to: seconds a unit, and ratios with their quartiles."""
-
-    line: Line
-    limit: float
-    ours: float
-    ratios: tuple[float, float, float]
-    textbook: float | None
-
-    @property
-    def missed(self) -> bool:
-        """Whether the wanted figure, to the digits that are printed, was not reached."""
-        if self.line.within is not None:
-            return round(self.more * 1e6, 1) > self.line.within
-        return self.line.wanted is not None and round(self.ratios[1], 2) > self.line.wanted
-
-    @property
-    def more(self) -> float:
-        """Seconds on top of those by hand, by the ratio."""
-        return (self.ratios[1] - 1) * self.limit
-
-    @property
-    def wanted(self) -> str:
-        """The wanted figure as text."""
-        if self.line.within is not None:
-            return f"+{self.line.within:.0f} µs"
-        return "–" if self.line.wanted is None else f"{self.line.wanted:.2f}"
-
-
 # --- by hand ---
-
-
-class StraightThrough(Function):
-    """The cheapest that is exact: no look at the seed, no arithmetic, no copy."""
-
-    @staticmethod
-    def forward(_context: object, host: Tensor, _seed: Tensor) -> Tensor:
-        """The host."""
-        return host.detach()
-
-    @staticmethod
-    def backward(_context: object, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient, to both."""
-        return gradients[0], gradients[0]
 
 
 def straight_through(host: nn.Module, seed: nn.Module, x: Tensor) -> Tensor:
@@ -200,22 +127,6 @@ def lerp_textbook(host: nn.Module, seed: nn.Module, x: Tensor) -> Tensor:
 def seed_alone(host: nn.Module, seed: nn.Module, x: Tensor) -> Tensor:
     """By hand."""
     return seed(host(x))
-
-
-class GrownByHand(nn.Module):
-    """``ConvHost`` with a seed in training after each stage."""
-
-    def __init__(self, host: ConvHost, seeds: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.host = host
-        self.seeds = nn.ModuleList(seeds)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """As ``ConvHost.forward``."""
-        for stage, seed in zip(self.host.stages, self.seeds, strict=True):
-            features = stage(features)
-            features = StraightThrough.apply(features, seed(features.detach()))
-        return self.host.head(self.host.dropout(features.mean(dim=(2, 3))))
 
 
 # --- a slot in each of its stages ---
@@ -320,153 +231,7 @@ def empty(*, compiled: bool) -> Iterator[Line]:
 # --- a training with its run ---
 
 
-class Training:
-    """``ConvHost`` with two seeds that incubate, under a run; and the same by hand."""
-
-    def __init__(
-        self, url: str, channels: tuple[int, ...], images: tuple[int, ...], resources: ExitStack
-    ) -> None:
-        torch.manual_seed(0)
-        self.images = torch.randn(EPOCH, *images)
-        self.labels = torch.randint(0, 10, (EPOCH, images[0]))
-        self.host = ConvHost(inputs=images[1], channels=channels)
-        twin = copy.deepcopy(self.host)
-        self.slots = graft_host(self.host)
-        self.optimizer = torch.optim.AdamW(self.slots.host_parameters(), lr=RATE)
-        self.run = resources.enter_context(opened(url, self.slots, self.optimizer))
-        for slot_id in self.slots:
-            self.run.germinate(slot_id, "conv_light")
-        seeds = [copy.deepcopy(slot.seed) for slot in self.slots.values()]
-        self.by_hand = GrownByHand(twin, seeds)
-        groups = [{"params": twin.parameters()}]
-        groups += [{"params": seed.parameters(), "lr": RATE * RELATIVE_RATE} for seed in seeds]
-        self.optimizer_by_hand = torch.optim.AdamW(groups, lr=RATE)
-
-    def __str__(self) -> str:
-        widths = " and ".join(str(slot.width) for slot in self.slots.values())
-        return f"ConvHost({widths}) on {'×'.join(map(str, self.images.shape[1:]))}"
-
-    def limit(self) -> None:
-        """An epoch by hand."""
-        for images, labels in zip(self.images, self.labels, strict=True):
-            self.optimizer_by_hand.zero_grad()
-            F.cross_entropy(self.by_hand(images), labels).backward()
-            self.optimizer_by_hand.step()
-
-    def ours(self) -> None:
-        """An epoch under the run, recorded."""
-        for images, labels in zip(self.images, self.labels, strict=True):
-            self.optimizer.zero_grad()
-            F.cross_entropy(self.host(images), labels).backward()
-            self.optimizer.step()
-            self.run.step()
-        self.run.end_epoch(None)
-
-    def check(self) -> None:
-        """Host and seeds have the bits of those by hand, and still incubate."""
-        ours = [*self.slots.host_parameters(), *self.slots.seed_parameters()]
-        for one, other in zip(ours, self.by_hand.parameters(), strict=True):
-            assert torch.equal(one, other)
-        for slot in self.slots.values():
-            assert slot.view.behaviour is Behaviour.INCUBATE
-
-    def line(self) -> Line:
-        """A whole step, its share of the epoch's end included."""
-        self.limit()
-        self.ours()
-        self.check()
-        return Line(
-            f"training step, two seeds, recorded, {self}",
-            "step",
-            limit=self.limit,
-            ours=self.ours,
-            wanted=1.01,
-            units=EPOCH,
-        )
-
-
-def opened(url: str, slots: Slots, optimizer: torch.optim.Optimizer) -> Any:  # noqa: ANN401
-    """A run in the database at ``url``, whose slots can be used again at once."""
-    return open_run(
-        url,
-        name="benchmark",
-        slots=slots,
-        optimizer=optimizer,
-        objective=Objective.maximize("val_accuracy", unit="percent"),
-        policy=GatePolicy(embargo_epochs=0),
-    )
-
-
-@contextmanager
-def trainings(folder: Path) -> Iterator[list[Training]]:
-    """A larger host, the same again, and a small one on which every microsecond shows."""
-    with ExitStack() as resources:
-        yield [
-            Training(f"sqlite:///{folder / f'{n}.db'}", channels, images, resources)
-            for n, (channels, images) in enumerate(
-                (((32, 64), (32, 3, 16, 16)),) * 2 + (((16, 32), (64, 1, 8, 8)),)
-            )
-        ]
-
-
 # --- what is told in milliseconds, bytes and counts ---
-
-
-def both_clocks(act: Work) -> tuple[float, float]:
-    """Seconds by the wall and of CPU time that ``act`` takes."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    act()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def latencies(folder: Path, times: int) -> str:
-    """Germination, cull and the end of an epoch, all durable before they return."""
-    slots = graft_host(ConvHost())
-    optimizer = torch.optim.AdamW(slots.host_parameters(), lr=RATE)
-    found: dict[str, list[tuple[float, float]]] = {}
-    with opened(f"sqlite:///{folder / 'latency.db'}", slots, optimizer) as run:
-        acts: dict[str, Work] = {
-            "germinate": partial(run.germinate, "stage1", "conv_light"),
-            "end_epoch, one seed, without evaluation": partial(run.end_epoch, None),
-            "cull": partial(run.cull, "stage1", "measured"),
-            f"for scale: a look at each of the {len(gc.get_objects()):,} live objects": look,
-        }
-        for _ in range(times):
-            run.step()
-            for what, act in acts.items():
-                found.setdefault(what, []).append(both_clocks(act))
-    rows = ["| what | wall, ms | CPU, ms |", "|---|---|---|"]
-    for what, each in found.items():
-        wall, cpu = (statistics.median(side) * 1e3 for side in zip(*each, strict=True))
-        rows.append(f"| {what} | {wall:.2f} | {cpu:.2f} |")
-    return "\n".join((*rows, "", LATENCY))
-
-
-def look() -> list[object]:
-    """The live learning-rate schedulers: both germinate and cull search for them."""
-    return [each for each in gc.get_objects() if issubclass(type(each), LRScheduler)]
-
-
-def sizes(folder: Path, training: Training) -> str:
-    """A checkpoint, beside the least that could be saved."""
-    host, hand, ours = (folder / name for name in ("host.pt", "hand.pt", "ours.pt"))
-    torch.save(training.by_hand.host.state_dict(), host)
-    state = {
-        "model": training.by_hand.state_dict(),
-        "optimizer": training.optimizer_by_hand.state_dict(),
-    }
-    torch.save(state, hand)
-    training.run.checkpoint(ours)
-    least, by_hand, kept = (file.stat().st_size for file in (host, hand, ours))
-    return "\n".join(
-        (
-            "| what is saved | bytes | kasmina : this |",
-            "|---|---|---|",
-            f"| the host's `state_dict` alone | {least:,} | {kept / least:.2f} |",
-            f"| by hand: host, seeds, optimizer | {by_hand:,} | {kept / by_hand:.2f} |",
-            f"| `run.checkpoint`: these, random streams, place in the log | {kept:,} | 1.00 |",
-        )
-    )
 
 
 def graphs(given: SeedInput) -> list[int]:
@@ -556,63 +321,6 @@ def cold(work: Work) -> float:
 
 
 # --- measuring ---
-
-
-def calls(*works: Work) -> int:
-    """How many calls a sample takes; runs all of them equally often, for caches and pages."""
-    for work in works * 2:
-        work()
-    return max(1, round(SAMPLE / min(both_clocks(work)[1] for work in works)))
-
-
-def sample(work: Work, times: int) -> float:
-    """Seconds of CPU time that a call takes."""
-    start = time.process_time()
-    for _ in range(times):
-        work()
-    return (time.process_time() - start) / times
-
-
-def compare(lines: Sequence[Line], rounds: int) -> list[Row]:
-    """Every line in every round, its works in turns."""
-    works = [[line.limit, line.ours, *filter(None, [line.textbook])] for line in lines]
-    times = [calls(*each) for each in works]
-    found: list[list[list[float]]] = [[] for _ in lines]
-    for n in range(rounds):
-        for compared, each, count, took in zip(lines, works, times, found, strict=True):
-            order = [(n + k) % len(each) for k in range(len(each))]
-            if compared.units == 1:
-                each[order[-1]]()  # whoever is first would pay for the caches of the line before
-            taken = {k: sample(each[k], count) for k in order}
-            took.append([taken[k] for k in range(len(each))])
-    return [row(line, taken) for line, taken in zip(lines, found, strict=True)]
-
-
-def row(line: Line, taken: Sequence[Sequence[float]]) -> Row:
-    """Medians of one line's rounds."""
-    limit, ours = (statistics.median(each[k] for each in taken) / line.units for k in (0, 1))
-    low, middle, high = statistics.quantiles([each[1] / each[0] for each in taken], n=4)
-    textbook = None
-    if line.textbook is not None:
-        textbook = statistics.median(each[1] / each[2] for each in taken)
-    return Row(line, limit, ours, (low, middle, high), textbook)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The comparison as Markdown, the missed figures in bold."""
-    text = [
-        "| what | by hand, µs | kasmina, µs | kasmina : by hand | wanted | kasmina : textbook |",
-        "|---|---|---|---|---|---|",
-    ]
-    for each in rows:
-        low, ratio, high = each.ratios
-        bold = "**" * each.missed
-        textbook = "–" if each.textbook is None else f"{each.textbook:.2f}"
-        text.append(
-            f"| {each.line.name} | {each.limit * 1e6:,.1f} | {each.ours * 1e6:,.1f} "
-            f"| {bold}{ratio:.2f}{bold} ({low:.2f}–{high:.2f}) | {each.wanted} | {textbook} |"
-        )
-    return "\n".join(text)
 
 
 def missed(rows: Sequence[Row]) -> str:
