@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from kasmina.adapters.torch.blueprints import BlueprintRegistry, blueprints
 from kasmina.adapters.torch.checkpoint import Stateful, read_checkpoint, restore_checkpoint
-from kasmina.adapters.torch.germination import Sprout, sprout
+from kasmina.adapters.torch.germination import Sprout
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
 from kasmina.adapters.torch.measurement import Evaluator, Prediction
@@ -22,7 +22,7 @@ from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import EventStore, Identifiers
 from kasmina.domain.stages import Stage
-from kasmina.domain.state import RunState, SeedState, SlotState
+from kasmina.domain.state import RunState
 from kasmina.infra.engine import Durability
 from kasmina.infra.event_store import open_store
 from kasmina.infra.log import LogFormat, LoggingEventStore, configure_logging
@@ -201,20 +201,10 @@ def _empty(state: RunState) -> RunState:
 def _grown(state: RunState, parts: Parts) -> dict[str, Sprout]:
     """The seeds that are attached in ``state``, with the weights they were born with."""
     return {
-        slot_id: _regrown(slot, slot.seed, parts)
+        slot_id: parts.grow(slot, slot.seed.blueprint_id, slot.seed.init_seed)
         for slot_id, slot in state.slots.items()
         if slot.seed is not None and slot.stage.holds_seed
     }
-
-
-def _regrown(slot: SlotState, seed: SeedState, parts: Parts) -> Sprout:
-    return sprout(
-        parts.slots[slot.slot_id],
-        lambda: parts.blueprints.build(slot.topology, seed.blueprint_id, slot.width),
-        blueprint_id=seed.blueprint_id,
-        init_seed=seed.init_seed,
-        host_parameters=(tensor for _, tensor in parts.slots.host_tensors()),
-    )
 
 
 def _require_same_host(state: RunState, slots: Slots) -> None:

@@ -60,6 +60,19 @@ class Parts:
     extra: Mapping[str, Stateful]
     release: Callable[[], None]
 
+    def grow(self, slot: SlotState, blueprint: str, init_seed: int) -> Sprout:
+        """A seed for ``slot``, with the first weights that ``init_seed`` gives it, and probed.
+
+        Raises ``UnknownBlueprint`` and ``UnfitSeed``.
+        """
+        return sprout(
+            self.slots[slot.slot_id],
+            lambda: self.blueprints.build(slot.topology, blueprint, slot.width),
+            blueprint_id=blueprint,
+            init_seed=init_seed,
+            host_parameters=(tensor for _, tensor in self.slots.host_tensors()),
+        )
+
 
 class Run:
     """One training of one host, as its loop sees it. Made by ``open_run``.
@@ -115,14 +128,10 @@ class Run:
         """
         slot = self.state.slot(slot_id)
         seed_id, init_seed = self._parts.identifiers.seed_id(), _init_seed(self.state, slot)
-        rate = self._default_rate() if learning_rate is None else learning_rate
-        grown = sprout(
-            self.slots[slot_id],
-            lambda: self._parts.blueprints.build(slot.topology, blueprint, slot.width),
-            blueprint_id=blueprint,
-            init_seed=init_seed,
-            host_parameters=(tensor for _, tensor in self.slots.host_tensors()),
-        )
+        rate = learning_rate
+        if rate is None:
+            rate = RELATIVE_RATE * self._parts.groups.given_rate
+        grown = self._parts.grow(slot, blueprint, init_seed)
         self._parts.groups.check(
             seed_id,
             tuple(grown.module.parameters()),
@@ -300,9 +309,6 @@ class Run:
                 learning_rate=now.seed.learning_rate,
                 weight_decay=now.seed.weight_decay,
             )
-
-    def _default_rate(self) -> float:
-        return RELATIVE_RATE * self._parts.groups.given_rate
 
     def _do(self, command: c.Command) -> None:
         draft = self._journal.draft()

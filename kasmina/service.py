@@ -119,10 +119,7 @@ class Journal:
             return ()
         expected = 0 if self._state is None else self._state.sequence
         recorded = self._append(draft.events, expected)
-        state = self._state
-        for record in recorded:
-            state = evolve(state, record.event)
-        self._state = state
+        self._state = draft.state
         return recorded
 
     def handle(self, *commands: c.Command) -> tuple[Recorded, ...]:

@@ -85,7 +85,7 @@ class Study:
     url: str
     folder: Path
     random_seeds: tuple[int, ...]
-    epochs: int = 40
+    epochs: int
     log: LogFormat | None = None
 
     @property

@@ -186,7 +186,6 @@ def _(event: e.SeedGerminated, state: RunState) -> RunState:
     slot = _slot(state, event)
     seed = SeedState(
         seed_id=event.seed_id,
-        germinated_at=state.sequence + 1,
         blueprint_id=event.blueprint_id,
         incubator=event.incubator,
         seed_input=event.seed_input,

@@ -20,7 +20,6 @@ OBJECTIVES_KEPT = 256
 class SeedState:
     """The seed in a slot: what it is, and what has been measured of it.
 
-    ``germinated_at`` is the sequence of its ``SeedGerminated``, by which seeds are ordered.
     ``rehearsal``, ``shadow_contribution`` and ``contribution`` are objectives with the seed minus
     without it, signed so that better is positive; ``None`` until measured. The latter is the mean
     over ``contributions`` measurements, on probation over those made there. ``baseline`` is the
@@ -28,7 +27,6 @@ class SeedState:
     """
 
     seed_id: str
-    germinated_at: int
     blueprint_id: str
     incubator: Incubator
     seed_input: SeedInput

@@ -199,11 +199,6 @@ def test_before_the_first_epoch_an_epoch_has_no_known_length():
     assert state_after(opened()).steps_per_epoch == 0.0
 
 
-def test_a_seed_remembers_the_sequence_at_which_it_germinated():
-    past = ready(Stage.PROBATIONARY)
-    assert isinstance(past[seed_after(*past).germinated_at - 1], e.SeedGerminated)
-
-
 @pytest.mark.parametrize("objective", [None, math.nan, math.inf])
 def test_an_epoch_keeps_what_was_recorded_apart_from_what_was_measured(objective):
     past = (opened(), slot_opened(), epoch(1, 50.0), epoch(2, objective))

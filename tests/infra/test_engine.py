@@ -16,7 +16,7 @@ from kasmina.testing import caught
     [
         ("kasmina.db", "not a database URL"),
         ("", "not a database URL"),
-        ("/tmp/kasmina.db", "not a database URL"),
+        ("data/kasmina.db", "not a database URL"),
         ("postgresql://host/db", "only SQLite"),
         ("sqlite+aiosqlite:///kasmina.db", "only SQLite"),
         ("sqlite://", "names no file"),

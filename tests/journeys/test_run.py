@@ -84,11 +84,7 @@ def test_the_log_replays_to_the_live_state_after_every_commit(database: Path) ->
             lambda: run.germinate("2", "attention"),
             lambda: loop.epoch(run),
             lambda: loop.epoch(run),
-            lambda: (
-                run.override_alpha("0", 0.4)
-                if run.state.slot("0").stage is Stage.BLENDING
-                else None
-            ),
+            lambda: run.override_alpha("0", 0.4),
             lambda: run.cull("2", "it was asked for", ramp_steps=3),
             lambda: loop.epoch(run),
             lambda: loop.epoch(run),

@@ -355,7 +355,7 @@ def _kept(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for module, name, buffer, before in buffers:
             if module.get_buffer(name) is not buffer:
-                setattr(module, name, buffer)
+                setattr(module, name, buffer)  # a registered buffer is replaced by assignment
             # Only where it differs: some buffers are expanded, and cannot be written to.
             if not torch.equal(buffer, before):
                 buffer.copy_(before)
