@@ -15,6 +15,9 @@ from kasmina.domain.stages import CullCause
 from kasmina.infra.engine import Access
 from kasmina.service import load
 
+# Called by a path wider than the terminal, which must not break the commands to copy.
+_PROGRAM = "/home/someone/" + "a-long-folder/" * 10 + "kasmina"
+
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -29,6 +32,8 @@ def shown(url: str) -> str:
 def _output(arguments: list[str]) -> str:
     with redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patched:
         patched.setenv("COLUMNS", "100")
+        patched.setenv("PATH", "")
+        patched.setattr("sys.argv", [_PROGRAM])
         assert call(arguments) == 0
     return said.getvalue()
 
@@ -38,7 +43,7 @@ def test_it_ends_with_a_table_the_ledger_and_what_to_try_next(shown: str) -> Non
     assert "G2 refused: rehearsed_contribution" in shown
     assert "Host alone" in shown
     assert "over 1 pair with the same steps and data order" in shown
-    assert "audit digits-grown-0-" in shown
+    assert f"\n  {_PROGRAM} audit digits-grown-0-" in shown
 
 
 def test_one_seed_is_fossilized_one_is_culled_by_its_gate_and_its_slot_used_again(

@@ -9,11 +9,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from kasmina.adapters.cli.errors import MissingExtra
-from kasmina.adapters.cli.output import complain, show
+from kasmina.adapters.cli.output import complain, say, show
 from kasmina.adapters.cli.reading import open_reader
 from kasmina.adapters.cli.render.demo import (
     Bars,
-    render_farewell,
+    farewell,
     render_growth,
     render_results,
     render_welcome,
@@ -67,7 +67,7 @@ def demo(
         ledger = gate_ledger(list(store.read(grown.run_id)))
     show(render_growth(grown.name, ledger))
     show(render_results(came_to))
-    show(render_farewell(program, grown.run_id, database))
+    say(farewell(program, grown.run_id, database))
 
 
 def _study(database: str, *, seed: int, quick: bool, log: bool) -> "Study":

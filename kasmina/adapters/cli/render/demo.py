@@ -1,5 +1,6 @@
 """The demonstration as people see it."""
 
+import shlex
 from collections.abc import Sequence
 from statistics import mean, stdev
 from types import TracebackType
@@ -134,12 +135,15 @@ def _comparison(results: "Sequence[Result]") -> Text:
     )
 
 
-def render_farewell(program: str, run_id: str, database: str) -> RenderableType:
-    """What to try next, with ``program`` as the command's name."""
+def farewell(program: str, run_id: str, database: str) -> str:
+    """What to try next, with ``program`` as the command's name.
+
+    Text for the shell, to be printed as it is: a command that was wrapped cannot be copied.
+    """
     commands = (
-        f"export KASMINA_DATABASE={database}",
-        f"{program} replay {run_id}",
-        f"{program} audit {run_id} --refused",
-        f"{program} verify --all",
+        f"export KASMINA_DATABASE={shlex.quote(database)}",
+        f"{shlex.quote(program)} replay {run_id}",
+        f"{shlex.quote(program)} audit {run_id} --refused",
+        f"{shlex.quote(program)} verify --all",
     )
-    return Lines(Text("Next:", style="bold"), *(Text(f"  {command}") for command in commands))
+    return "\n".join(("Next:", *(f"  {command}" for command in commands)))
