@@ -19,6 +19,7 @@ from typing import NamedTuple
 from kasmina.domain import events as e
 from kasmina.domain.evidence import GateOutcome, HostDescription, Metric, Probe, SeedEvidence
 from kasmina.domain.evolve import evolve, replay
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.machine import Warrant, legal_triggers, permits
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
@@ -73,7 +74,7 @@ def _beginning() -> list[e.Event]:
             slot_id=SLOT,
             seed_id=SEED,
             blueprint_id="conv_light",
-            incubator=Incubator.STRAIGHT_THROUGH,
+            incubation=IncubationPlan(incubator=Incubator.STRAIGHT_THROUGH),
             seed_input=SeedInput.OPEN,
             blend=BlendPlan(),
             probe=Probe(),

@@ -2,113 +2,86 @@
 # ruff: noqa: INP001, S101 - beside a script, which imports it; it asserts what is measured
 
 import copy
-import gc
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from stages import Taught
 from timing import Line, Work, both_clocks
-from torch import Tensor, nn
-from torch.autograd import Function
+from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler
 
-from kasmina import GatePolicy, Objective, open_run
+from kasmina import GatePolicy, IncubationPlan, Incubator, Objective, open_run
 from kasmina.adapters.torch.graft import Slots, graft_host
-from kasmina.adapters.torch.hosts import ConvHost
+from kasmina.adapters.torch.hosts import ConvHost, GPTHost
 from kasmina.domain.projections import Behaviour
-from kasmina.run import RELATIVE_RATE
 
 EPOCH = 20
 RATE = 1e-3
 
-LATENCY = """Germination and cull each look once at every live object for learning-rate schedulers,
-since an optimizer does not know its own: the last line says what that costs by itself."""
-
-
-class StraightThrough(Function):
-    """The cheapest that is exact: no look at the seed, no arithmetic, no copy."""
-
-    @staticmethod
-    def forward(_context: object, host: Tensor, _seed: Tensor) -> Tensor:
-        """The host."""
-        return host.detach()
-
-    @staticmethod
-    def backward(_context: object, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient, to both."""
-        return gradients[0], gradients[0]
-
-
-class GrownByHand(nn.Module):
-    """``ConvHost`` with a seed in training after each stage."""
-
-    def __init__(self, host: ConvHost, seeds: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.host = host
-        self.seeds = nn.ModuleList(seeds)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """As ``ConvHost.forward``."""
-        for stage, seed in zip(self.host.stages, self.seeds, strict=True):
-            features = stage(features)
-            features = StraightThrough.apply(features, seed(features.detach()))
-        return self.host.head(self.host.dropout(features.mean(dim=(2, 3))))
-
 
 class Training:
-    """``ConvHost`` with two seeds that incubate, under a run; and the same by hand."""
+    """A host with a seed in training at each of its injection points, under a run; and by hand."""
 
-    def __init__(
-        self, url: str, channels: tuple[int, ...], images: tuple[int, ...], resources: ExitStack
-    ) -> None:
+    def __init__(self, size: "Size", url: str, resources: ExitStack) -> None:
         torch.manual_seed(0)
-        self.images = torch.randn(EPOCH, *images)
-        self.labels = torch.randint(0, 10, (EPOCH, images[0]))
-        self.host = ConvHost(inputs=images[1], channels=channels)
+        self.name = size.name
+        self.inputs, self.labels = size.draw()
+        self.host = size.build()
         twin = copy.deepcopy(self.host)
         self.slots = graft_host(self.host)
         self.optimizer = torch.optim.AdamW(self.slots.host_parameters(), lr=RATE)
         self.run = resources.enter_context(opened(url, self.slots, self.optimizer))
         for slot_id in self.slots:
-            self.run.germinate(slot_id, "conv_light")
-        seeds = [copy.deepcopy(slot.seed) for slot in self.slots.values()]
-        self.by_hand = GrownByHand(twin, seeds)
-        groups = [{"params": twin.parameters()}]
-        groups += [{"params": seed.parameters(), "lr": RATE * RELATIVE_RATE} for seed in seeds]
+            self.run.germinate(
+                slot_id,
+                size.blueprint,
+                learning_rate=RATE,
+                incubation=IncubationPlan(incubator=Incubator.STRAIGHT_THROUGH, warmup_steps=0),
+            )
+        groups: list[dict[str, Any]] = [{"params": list(twin.parameters())}]
+        self.paths = {k: point.path for k, point in self.host.injection_points().items()}
+        for slot_id, path in self.paths.items():
+            seed = copy.deepcopy(self.slots[slot_id].seed)
+            twin.set_submodule(path, Taught(twin.get_submodule(path), seed))
+            groups.append({"params": list(seed.parameters())})
+        self.by_hand = twin
         self.optimizer_by_hand = torch.optim.AdamW(groups, lr=RATE)
 
     def __str__(self) -> str:
-        widths = " and ".join(str(slot.width) for slot in self.slots.values())
-        return f"ConvHost({widths}) on {'×'.join(map(str, self.images.shape[1:]))}"
+        return self.name
 
     def limit(self) -> None:
         """An epoch by hand."""
-        for images, labels in zip(self.images, self.labels, strict=True):
+        for x, labels in zip(self.inputs, self.labels, strict=True):
             self.optimizer_by_hand.zero_grad()
-            F.cross_entropy(self.by_hand(images), labels).backward()
+            F.cross_entropy(self.by_hand(x).flatten(0, -2), labels.flatten()).backward()
             self.optimizer_by_hand.step()
 
     def ours(self) -> None:
         """An epoch under the run, recorded."""
-        for images, labels in zip(self.images, self.labels, strict=True):
+        for x, labels in zip(self.inputs, self.labels, strict=True):
             self.optimizer.zero_grad()
-            F.cross_entropy(self.host(images), labels).backward()
+            F.cross_entropy(self.host(x).flatten(0, -2), labels.flatten()).backward()
             self.optimizer.step()
             self.run.step()
         self.run.end_epoch(None)
 
     def check(self) -> None:
         """Host and seeds have the bits of those by hand, and still incubate."""
-        ours = [*self.slots.host_parameters(), *self.slots.seed_parameters()]
-        for one, other in zip(ours, self.by_hand.parameters(), strict=True):
-            assert torch.equal(one, other)
-        for slot in self.slots.values():
+        ours = dict(self.slots.host_named_parameters())
+        theirs = {k.replace(".module.", "."): p for k, p in self.by_hand.named_parameters()}
+        for slot_id, path in self.paths.items():
+            slot = self.slots[slot_id]
             assert slot.view.behaviour is Behaviour.INCUBATE
+            ours |= {f"{path}.seed.{name}": p for name, p in slot.seed.named_parameters()}
+        assert ours.keys() == theirs.keys()
+        for name, parameter in ours.items():
+            assert torch.equal(parameter, theirs[name]), name
 
     def line(self) -> Line:
         """A whole step, its share of the epoch's end included."""
@@ -116,13 +89,52 @@ class Training:
         self.ours()
         self.check()
         return Line(
-            f"training step, two seeds, recorded, {self}",
+            f"training step, {len(self.slots)} seeds, recorded, {self}",
             "step",
             limit=self.limit,
             ours=self.ours,
             wanted=1.01,
             units=EPOCH,
         )
+
+
+class Size(NamedTuple):
+    """A host, its seeds and its data."""
+
+    name: str
+    build: Callable[[], Any]
+    blueprint: str
+    draw: Callable[[], tuple[Tensor, Tensor]]
+
+
+def images(*shape: int) -> tuple[Tensor, Tensor]:
+    """An epoch of batches of random images, with labels."""
+    return torch.randn(EPOCH, *shape), torch.randint(0, 10, (EPOCH, shape[0]))
+
+
+def tokens(*shape: int) -> tuple[Tensor, Tensor]:
+    """An epoch of batches of random tokens, with those to come."""
+    return torch.randint(0, 64, (EPOCH, *shape)), torch.randint(0, 64, (EPOCH, *shape))
+
+
+LARGER = Size(
+    "ConvHost(32 and 64) on 32×3×16×16",
+    lambda: ConvHost(inputs=3, channels=(32, 64)),
+    "conv_light",
+    lambda: images(32, 3, 16, 16),
+)
+LITTLE = Size(
+    "ConvHost(16 and 32) on 64×1×8×8",
+    lambda: ConvHost(inputs=1, channels=(16, 32)),
+    "conv_light",
+    lambda: images(64, 1, 8, 8),
+)
+TWELVE = Size(
+    "GPTHost(12 blocks of width 128) on 16×32",
+    lambda: GPTHost(width=128, depth=12),
+    "mlp_small",
+    lambda: tokens(16, 32),
+)
 
 
 def opened(url: str, slots: Slots, optimizer: torch.optim.Optimizer) -> Any:  # noqa: ANN401
@@ -139,13 +151,11 @@ def opened(url: str, slots: Slots, optimizer: torch.optim.Optimizer) -> Any:  # 
 
 @contextmanager
 def trainings(folder: Path) -> Iterator[list[Training]]:
-    """A larger host, the same again, and a small one on which every microsecond shows."""
+    """A larger host, the same again, a small one on which every microsecond shows, and twelve."""
     with ExitStack() as resources:
         yield [
-            Training(f"sqlite:///{folder / f'{n}.db'}", channels, images, resources)
-            for n, (channels, images) in enumerate(
-                (((32, 64), (32, 3, 16, 16)),) * 2 + (((16, 32), (64, 1, 8, 8)),)
-            )
+            Training(size, f"sqlite:///{folder / f'{n}.db'}", resources)
+            for n, size in enumerate((LARGER, LARGER, LITTLE, TWELVE))
         ]
 
 
@@ -159,7 +169,6 @@ def latencies(folder: Path, times: int) -> str:
             "germinate": partial(run.germinate, "stage1", "conv_light"),
             "end_epoch, one seed, without evaluation": partial(run.end_epoch, None),
             "cull": partial(run.cull, "stage1", "measured"),
-            f"for scale: a look at each of the {len(gc.get_objects()):,} live objects": look,
         }
         for _ in range(times):
             run.step()
@@ -169,18 +178,13 @@ def latencies(folder: Path, times: int) -> str:
     for what, each in found.items():
         wall, cpu = (statistics.median(side) * 1e3 for side in zip(*each, strict=True))
         rows.append(f"| {what} | {wall:.2f} | {cpu:.2f} |")
-    return "\n".join((*rows, "", LATENCY))
-
-
-def look() -> list[object]:
-    """The live learning-rate schedulers: both germinate and cull search for them."""
-    return [each for each in gc.get_objects() if issubclass(type(each), LRScheduler)]
+    return "\n".join(rows)
 
 
 def sizes(folder: Path, training: Training) -> str:
     """A checkpoint, beside the least that could be saved."""
     host, hand, ours = (folder / name for name in ("host.pt", "hand.pt", "ours.pt"))
-    torch.save(training.by_hand.host.state_dict(), host)
+    torch.save(dict(training.slots.host_tensors()), host)
     state = {
         "model": training.by_hand.state_dict(),
         "optimizer": training.optimizer_by_hand.state_dict(),

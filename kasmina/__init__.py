@@ -8,15 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kasmina.adapters.torch.bake import bake as bake
     from kasmina.adapters.torch.blueprints import blueprint as blueprint
     from kasmina.adapters.torch.graft import Slots as Slots
     from kasmina.adapters.torch.graft import graft as graft
     from kasmina.adapters.torch.graft import graft_host as graft_host
     from kasmina.adapters.torch.measurement import SlotNotEvaluated as SlotNotEvaluated
+    from kasmina.adapters.torch.targets import Target as Target
+    from kasmina.adapters.torch.targets import Targets as Targets
+    from kasmina.adapters.torch.targets import targets as targets
     from kasmina.bootstrap import open_run as open_run
     from kasmina.domain.blueprints import BlueprintKind as BlueprintKind
     from kasmina.domain.errors import KasminaError as KasminaError
     from kasmina.domain.evidence import Comparison as Comparison
+    from kasmina.domain.incubation import IncubationPlan as IncubationPlan
     from kasmina.domain.objective import Objective as Objective
     from kasmina.domain.policies import G2Policy as G2Policy
     from kasmina.domain.policies import G3Policy as G3Policy
@@ -28,7 +33,9 @@ if TYPE_CHECKING:
     from kasmina.domain.schedules import AlphaSchedule as AlphaSchedule
     from kasmina.domain.schedules import BlendPlan as BlendPlan
     from kasmina.domain.schedules import Curve as Curve
+    from kasmina.domain.stages import Blend as Blend
     from kasmina.domain.stages import Gate as Gate
+    from kasmina.domain.stages import Incubator as Incubator
     from kasmina.domain.stages import SeedInput as SeedInput
     from kasmina.domain.stages import Stage as Stage
     from kasmina.domain.stages import Topology as Topology
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AlphaSchedule": "kasmina.domain.schedules",
+    "Blend": "kasmina.domain.stages",
     "BlendPlan": "kasmina.domain.schedules",
     "BlueprintKind": "kasmina.domain.blueprints",
     "Comparison": "kasmina.domain.evidence",
@@ -50,6 +58,8 @@ _HOMES = {
     "G5Policy": "kasmina.domain.policies",
     "Gate": "kasmina.domain.stages",
     "GatePolicy": "kasmina.domain.policies",
+    "IncubationPlan": "kasmina.domain.incubation",
+    "Incubator": "kasmina.domain.stages",
     "KasminaError": "kasmina.domain.errors",
     "LogFormat": "kasmina.infra.log",
     "MetricCheck": "kasmina.domain.policies",
@@ -59,13 +69,17 @@ _HOMES = {
     "SlotNotEvaluated": "kasmina.adapters.torch.measurement",
     "Slots": "kasmina.adapters.torch.graft",
     "Stage": "kasmina.domain.stages",
+    "Target": "kasmina.adapters.torch.targets",
+    "Targets": "kasmina.adapters.torch.targets",
     "Timeouts": "kasmina.domain.policies",
     "Topology": "kasmina.domain.stages",
+    "bake": "kasmina.adapters.torch.bake",
     "blueprint": "kasmina.adapters.torch.blueprints",
     "graft": "kasmina.adapters.torch.graft",
     "graft_host": "kasmina.adapters.torch.graft",
     "open_run": "kasmina.bootstrap",
     "open_store": "kasmina.infra.event_store",
+    "targets": "kasmina.adapters.torch.targets",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - one list of names, not two

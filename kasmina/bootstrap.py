@@ -201,7 +201,9 @@ def _empty(state: RunState) -> RunState:
 def _grown(state: RunState, parts: Parts) -> dict[str, Sprout]:
     """The seeds that are attached in ``state``, with the weights they were born with."""
     return {
-        slot_id: parts.grow(slot, slot.seed.blueprint_id, slot.seed.init_seed)
+        slot_id: parts.grow(
+            slot, slot.seed.blueprint_id, slot.seed.init_seed, slot.seed.blend.blend
+        )
         for slot_id, slot in state.slots.items()
         if slot.seed is not None and slot.stage.holds_seed
     }

@@ -6,12 +6,12 @@ from attrs import evolve as changed
 
 from kasmina.adapters.torch.isolation import SlotObservation
 from kasmina.adapters.torch.measurement import Evaluate, Evaluator, Measured
+from kasmina.adapters.torch.rehearsal import shown_at
 from kasmina.domain import commands as c
 from kasmina.domain.evidence import SeedEvidence
 from kasmina.domain.projections import Behaviour, SlotView, slot_view
-from kasmina.domain.schedules import held
-from kasmina.domain.stages import Stage
-from kasmina.domain.state import RunState
+from kasmina.domain.stages import Incubator, Stage
+from kasmina.domain.state import RunState, SlotState
 
 
 def epoch_evidence(
@@ -73,20 +73,22 @@ def contrasts(
                 objective_with=measured.objective,
                 objective_without=without,
             )
-        elif slot.stage is Stage.TRAINING and _nearly_due(slot.epochs_in_stage, state):
-            rehearsed = changed(view, behaviour=Behaviour.BLEND, schedule=held(1.0))
-            yield c.RecordCounterfactual(
-                step=step,
-                slot_id=slot_id,
-                alpha=1.0,
-                objective_with=evaluator.showing(evaluate, rehearsed).objective,
-                objective_without=measured.objective,
-            )
+        elif slot.stage is Stage.TRAINING and slot.seed is not None and _nearly_due(slot, state):
+            for alpha in slot.seed.candidates:
+                yield c.RecordCounterfactual(
+                    step=step,
+                    slot_id=slot_id,
+                    alpha=alpha,
+                    objective_with=evaluator.showing(evaluate, shown_at(view, alpha)).objective,
+                    objective_without=measured.objective,
+                )
 
 
-def _nearly_due(epochs_in_stage: int, state: RunState) -> bool:
+def _nearly_due(slot: SlotState, state: RunState) -> bool:
     """Whether G2 could pass with the epoch that is about to be recorded."""
-    return epochs_in_stage + 1 >= state.policy.g2.min_epochs
+    if slot.seed is not None and slot.seed.incubation.incubator is Incubator.NONE:
+        return True
+    return slot.epochs_in_stage + 1 >= state.policy.g2.min_epochs
 
 
 def _without(view: SlotView) -> SlotView:

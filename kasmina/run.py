@@ -15,21 +15,25 @@ from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
 from kasmina.adapters.torch.measurement import Evaluate, Evaluator, Measured
 from kasmina.adapters.torch.optimizer import SeedGroups
+from kasmina.adapters.torch.rehearsal import Attendance, Loss, rehearse, rehearses
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
-from kasmina.domain.errors import EpochWentBackwards, InvalidCommand, RunIsClosed
+from kasmina.domain.errors import CorruptHistory, EpochWentBackwards, InvalidCommand, RunIsClosed
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import Identifiers, Recorded
 from kasmina.domain.progress import advanceable
 from kasmina.domain.projections import Behaviour, SlotView, slot_view
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan
-from kasmina.domain.stages import SeedInput, Stage
-from kasmina.domain.state import RunState, SlotState
+from kasmina.domain.stages import Blend, SeedInput, Stage
+from kasmina.domain.state import RunState, SeedState, SlotState
 from kasmina.examine import contrasts, epoch_evidence
 from kasmina.service import Draft, Journal
 
 E = TypeVar("E", bound=e.Event)
+
+_SEEDS = 2**63  # random seeds there are
 
 RELATIVE_RATE = 0.1
 """A seed's learning rate relative to its host's; ``docs/lifecycle.md`` says what was measured."""
@@ -60,7 +64,7 @@ class Parts:
     extra: Mapping[str, Stateful]
     release: Callable[[], None]
 
-    def grow(self, slot: SlotState, blueprint: str, init_seed: int) -> Sprout:
+    def grow(self, slot: SlotState, blueprint: str, init_seed: int, blend: Blend) -> Sprout:
         """A seed for ``slot``, with the first weights that ``init_seed`` gives it, and probed.
 
         Raises ``UnknownBlueprint`` and ``UnfitSeed``.
@@ -71,6 +75,7 @@ class Parts:
             blueprint_id=blueprint,
             init_seed=init_seed,
             host_parameters=(tensor for _, tensor in self.slots.host_tensors()),
+            blend=blend,
         )
 
 
@@ -91,6 +96,8 @@ class Run:
         self._steps_in_epoch = steps_in_epoch
         self._views = {slot_id: SlotView(slot_id=slot_id) for slot_id in parts.slots}
         self._ramping: tuple[str, ...] = ()
+        self._rehearsing: tuple[str, ...] = ()
+        self._attendance = Attendance()
 
     @property
     def run_id(self) -> str:
@@ -114,6 +121,7 @@ class Run:
         *,
         learning_rate: float | None = None,
         weight_decay: float | None = None,
+        incubation: IncubationPlan | None = None,
         blend: BlendPlan | None = None,
         seed_input: SeedInput = SeedInput.OPEN,
     ) -> tuple[e.GateEvaluated, ...]:
@@ -131,7 +139,8 @@ class Run:
         rate = learning_rate
         if rate is None:
             rate = RELATIVE_RATE * self._parts.groups.given_rate
-        grown = self._parts.grow(slot, blueprint, init_seed)
+        plan = blend or BlendPlan()
+        grown = self._parts.grow(slot, blueprint, init_seed, plan.blend)
         self._parts.groups.check(
             seed_id,
             tuple(grown.module.parameters()),
@@ -148,8 +157,9 @@ class Run:
                 probe=grown.probe,
                 parameters=grown.parameters,
                 init_seed=init_seed,
+                incubation=incubation or IncubationPlan(),
                 seed_input=seed_input,
-                blend=blend or BlendPlan(),
+                blend=plan,
                 learning_rate=rate,
                 weight_decay=weight_decay,
             )
@@ -159,8 +169,34 @@ class Run:
         recorded = self._commit(draft, {slot_id: grown})
         return _only(recorded, e.GateEvaluated)
 
+    def rehearse(self, loss: Loss, *batch: object) -> None:
+        """Let the seeds whose incubator is ``REHEARSAL`` learn from a part of this batch.
+
+        ``loss(*part)`` runs the model and returns the loss, as for the host: divided for
+        accumulation and scaled where a ``GradScaler`` is used. It is called once for each such
+        seed, with the seed blended in, and not at all where there is none. Call this after the
+        host's backward and before clipping and ``optimizer.step()``; the host is not touched.
+
+        Raises ``SlotNotEvaluated`` when ``loss`` did not run the slot.
+        """
+        for slot_id in self._rehearsing:
+            seed = self._seed(slot_id)
+            rehearse(
+                self.slots,
+                self._views[slot_id],
+                max(seed.candidates),
+                loss,
+                batch,
+                draws=(seed.init_seed + self._step) % _SEEDS,
+            )
+            self._attendance.came(slot_id)
+
     def step(self) -> None:
-        """Count one optimizer step: moves alpha along its ramps. Call it after each."""
+        """Count one optimizer step: moves alpha along its ramps. Call it after each.
+
+        Raises ``InvalidCommand`` when a seed that learns by rehearsal was not rehearsed.
+        """
+        self._attendance.end_step(expected=self._rehearsing)
         self._step += 1
         self._steps_in_epoch += 1
         for slot_id in self._ramping:
@@ -286,6 +322,7 @@ class Run:
                 self._replace(slot, seen, state.slot(slot_id), grown)
             if view != seen:
                 slot.follow(view, self._step)
+                self._parts.groups.shield(slot)
             self._views[slot_id] = view
         self._ramping = tuple(
             slot_id
@@ -293,6 +330,9 @@ class Run:
             if view.behaviour is Behaviour.BLEND
             and view.paused_at is None
             and self._step < view.schedule.end_step
+        )
+        self._rehearsing = tuple(
+            slot_id for slot_id, view in self._views.items() if rehearses(view)
         )
 
     def _replace(
@@ -308,7 +348,14 @@ class Run:
                 slot.seed_parameters(),
                 learning_rate=now.seed.learning_rate,
                 weight_decay=now.seed.weight_decay,
+                warmup_steps=now.seed.incubation.warmup_steps,
             )
+
+    def _seed(self, slot_id: str) -> SeedState:
+        seed = self.state.slot(slot_id).seed
+        if seed is None:
+            raise CorruptHistory(f"slot {slot_id!r} acts for a seed that the log does not know")
+        return seed
 
     def _do(self, command: c.Command) -> None:
         draft = self._journal.draft()

@@ -1,6 +1,7 @@
 """The shell: what it reads is what was decided, and what fails changes nothing."""
 
 import pytest
+from attrs import evolve as changed
 
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
@@ -12,10 +13,22 @@ from kasmina.domain.errors import (
     UnknownRun,
 )
 from kasmina.domain.evolve import evolve
-from kasmina.domain.policies import GatePolicy
+from kasmina.domain.incubation import IncubationPlan
+from kasmina.domain.policies import G2Policy, GatePolicy, Timeouts
+from kasmina.domain.schedules import BlendPlan
+from kasmina.domain.stages import Blend, CullCause, Incubator, Topology
 from kasmina.service import Journal, fork, load, resume_point
-from kasmina.testing import MemoryEventStore
-from tests.domain.scenario import ACCURACY, HOST, RUN
+from kasmina.testing import MemoryEventStore, caught
+from tests.domain.scenario import (
+    ACCURACY,
+    HOST,
+    RUN,
+    SLOT,
+    advance,
+    evidence,
+    germinate,
+    record_epoch,
+)
 
 
 @pytest.fixture
@@ -54,6 +67,51 @@ def test_what_is_loaded_is_the_state_of_the_writer(
     assert journal.head().sequence == journal.state.sequence == 3
 
 
+def test_a_searched_ramp_and_a_timed_out_cull_are_loaded_as_they_were_lived(
+    store: MemoryEventStore, journal: Journal
+) -> None:
+    policy = GatePolicy(
+        g2=G2Policy(min_epochs=1), timeouts=Timeouts(blending=1), cull_ramp_epochs=2.0
+    )
+    born = changed(
+        germinate(at=1),
+        incubation=IncubationPlan(incubator=Incubator.REHEARSAL),
+        blend=BlendPlan(blend=Blend.MULTIPLY, search=(0.25, 0.5), epochs=2.0),
+    )
+    rehearsals = [
+        c.RecordCounterfactual(
+            step=20,
+            slot_id=SLOT,
+            alpha=alpha,
+            objective_with=2.0 + gain,
+            objective_without=2.0,
+        )
+        for alpha, gain in ((0.25, 1.0), (0.5, 4.0))
+    ]
+    lived = {}
+    for command in (
+        c.ChangePolicy(step=0, policy=policy),
+        c.OpenSlot(step=0, slot_id=SLOT, topology=Topology.CNN, width=8),
+        record_epoch(1, 1.0),
+        born,
+        advance(at=1),
+        record_epoch(2, 2.0, evidence()),
+        *rehearsals,
+        advance(at=2),
+        record_epoch(3, 3.0, evidence()),
+        advance(at=3),
+        record_epoch(5, 3.0, evidence()),
+    ):
+        journal.handle(command)
+        lived[journal.state.sequence] = journal.state
+    for sequence, state in lived.items():
+        assert load(store, RUN, until=sequence) == state
+    seed = journal.state.slot(SLOT).seed
+    assert seed is not None
+    assert (seed.target, seed.cull_cause) == (0.5, CullCause.TIMED_OUT)
+    assert [seed.alpha(step) for step in (30, 40, 50)] == [0.25, 0.125, 0.0]
+
+
 def test_commands_given_together_are_recorded_together_or_not_at_all(
     store: MemoryEventStore, journal: Journal
 ) -> None:
@@ -62,6 +120,14 @@ def test_commands_given_together_are_recorded_together_or_not_at_all(
         journal.handle(c.CloseRun(step=0), c.RecordEpoch(step=1, epoch=1, objective=None))
     assert journal.state == before
     assert store.head(RUN).sequence == 1
+
+
+def test_a_writer_whom_another_overtook_is_told_so_when_it_asks_where_it_is(
+    store: MemoryEventStore, journal: Journal
+) -> None:
+    record(Journal.open(store, RUN, writer="other"), 1)
+    error = caught(ConcurrentAppend, journal.head)
+    assert (error.expected, error.found) == (1, 2)
 
 
 def test_a_draft_without_events_writes_nothing(store: MemoryEventStore, journal: Journal) -> None:

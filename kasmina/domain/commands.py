@@ -14,10 +14,11 @@ from kasmina.domain.evidence import (
     Software,
     Violation,
 )
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan, Curve
-from kasmina.domain.stages import Incubator, SeedInput, Topology
+from kasmina.domain.stages import SeedInput, Topology
 from kasmina.domain.validators import not_blank, not_negative, of_type, positive, unit_interval
 
 
@@ -65,7 +66,7 @@ class Germinate(SlotCommand):
     probe: Probe = field(validator=of_type(Probe))
     parameters: int = field(validator=not_negative)
     init_seed: int
-    incubator: Incubator = field(default=Incubator.STRAIGHT_THROUGH, validator=of_type(Incubator))
+    incubation: IncubationPlan = field(factory=IncubationPlan, validator=of_type(IncubationPlan))
     seed_input: SeedInput = field(default=SeedInput.OPEN, validator=of_type(SeedInput))
     blend: BlendPlan = field(factory=BlendPlan, validator=of_type(BlendPlan))
     learning_rate: float | None = field(default=None, validator=optional(not_negative))

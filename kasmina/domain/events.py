@@ -14,13 +14,13 @@ from kasmina.domain.evidence import (
     SeedEvidence,
     Software,
 )
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan
 from kasmina.domain.stages import (
     CullCause,
     Health,
-    Incubator,
     Leak,
     SeedInput,
     Stage,
@@ -131,7 +131,7 @@ class SeedGerminated(SeedEvent):
     """A seed was made from a blueprint and probed. ``init_seed`` reproduces its first weights."""
 
     blueprint_id: str
-    incubator: Incubator
+    incubation: IncubationPlan
     seed_input: SeedInput
     blend: BlendPlan
     probe: Probe
@@ -159,7 +159,7 @@ class StageChanged(SeedEvent):
 
 @frozen(kw_only=True)
 class BlendScheduled(SeedEvent):
-    """From here on alpha follows ``schedule``."""
+    """From here on alpha follows ``schedule``, and where that ends above 0 it is to stay."""
 
     schedule: AlphaSchedule
 
@@ -188,7 +188,7 @@ class ShadowEvaluated(SeedEvent):
 class CounterfactualMeasured(SeedEvent):
     """The objective with the seed at ``alpha``, and without it, on the same held-out data.
 
-    In TRAINING this is a rehearsal: the seed is not exposed yet, and ``alpha`` is the target.
+    In TRAINING this is a rehearsal: the seed is not exposed yet, and ``alpha`` a possible target.
     """
 
     alpha: float
@@ -218,6 +218,7 @@ class CullScheduled(SeedEvent):
 
     reason: str
     schedule: AlphaSchedule
+    cause: CullCause = CullCause.REQUESTED
 
 
 @frozen(kw_only=True)

@@ -143,7 +143,12 @@ def _(event: e.EpochRecorded, state: RunState) -> RunState:
         slot = slots[evidence.slot_id]
         seed = _seed(slot, evidence.seed_id, event)
         slots[slot.slot_id] = changed(
-            slot, seed=changed(seed, gradient_norm=evidence.gradient_norm)
+            slot,
+            seed=changed(
+                seed,
+                gradient_norm=evidence.gradient_norm,
+                nonfinite=evidence.nonfinite_outputs + evidence.nonfinite_gradients,
+            ),
         )
     return changed(
         state,
@@ -187,7 +192,7 @@ def _(event: e.SeedGerminated, state: RunState) -> RunState:
     seed = SeedState(
         seed_id=event.seed_id,
         blueprint_id=event.blueprint_id,
-        incubator=event.incubator,
+        incubation=event.incubation,
         seed_input=event.seed_input,
         blend=event.blend,
         probe=event.probe,
@@ -196,6 +201,7 @@ def _(event: e.SeedGerminated, state: RunState) -> RunState:
         learning_rate=event.learning_rate,
         weight_decay=event.weight_decay,
         baseline=state.measured,
+        target=event.blend.target,
     )
     return _with_slot(state, changed(slot, seed=seed, germinations=slot.germinations + 1))
 
@@ -208,11 +214,7 @@ def _(event: e.GateEvaluated, state: RunState) -> RunState:
 
 
 # At these stages alpha is a constant, whatever the ramp or an override left behind.
-_ALPHA_ON_ENTRY = {
-    Stage.SHADOWING: 1.0,
-    Stage.FOSSILIZED: 1.0,
-    Stage.CULLED: 0.0,
-}
+_AT_TARGET = (Stage.SHADOWING, Stage.FOSSILIZED)
 
 
 @_applied.register
@@ -225,9 +227,10 @@ def _(event: e.StageChanged, state: RunState) -> RunState:
     seed = changed(
         _seed(slot, event.seed_id, event), health=Health.HEALTHY, cull_reason=None, paused_at=None
     )
-    if event.target in _ALPHA_ON_ENTRY:
-        alpha = _ALPHA_ON_ENTRY[event.target]
-        seed = changed(seed, schedule=held(alpha, step=event.step))
+    if event.target in _AT_TARGET:
+        seed = changed(seed, schedule=held(seed.target, step=event.step))
+    if event.target is Stage.CULLED:
+        seed = changed(seed, schedule=held(0.0, step=event.step))
     if event.target is Stage.PROBATIONARY:
         # G5 judges what was measured on probation, not at some alpha of the ramp.
         seed = changed(seed, contribution=None, contributions=0)
@@ -246,7 +249,12 @@ def _(event: e.StageChanged, state: RunState) -> RunState:
 
 @_applied.register
 def _(event: e.BlendScheduled, state: RunState) -> RunState:
-    return _with_seed(state, event, lambda seed: changed(seed, schedule=event.schedule))
+    end = event.schedule.end
+    return _with_seed(
+        state,
+        event,
+        lambda seed: changed(seed, schedule=event.schedule, target=end or seed.target),
+    )
 
 
 @_applied.register
@@ -277,7 +285,11 @@ def _(event: e.CounterfactualMeasured, state: RunState) -> RunState:
         return _with_seed(state, event, lambda seed: seed)
     if _slot(state, event).stage.exposed:
         return _with_seed(state, event, lambda seed: _contributed(seed, contribution))
-    return _with_seed(state, event, lambda seed: changed(seed, rehearsal=contribution))
+    return _with_seed(
+        state,
+        event,
+        lambda seed: changed(seed, rehearsals={**seed.rehearsals, event.alpha: contribution}),
+    )
 
 
 def _contributed(seed: SeedState, contribution: float) -> SeedState:
@@ -304,7 +316,9 @@ def _(event: e.CullScheduled, state: RunState) -> RunState:
     return _with_seed(
         state,
         event,
-        lambda seed: changed(seed, schedule=event.schedule, cull_reason=event.reason),
+        lambda seed: changed(
+            seed, schedule=event.schedule, cull_reason=event.reason, cull_cause=event.cause
+        ),
     )
 
 

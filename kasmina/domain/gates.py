@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from kasmina.domain.evidence import Check, Comparison, GateOutcome
 from kasmina.domain.policies import GatePolicy
-from kasmina.domain.stages import Gate, Health, Stage
+from kasmina.domain.stages import Gate, Health, Incubator, Stage
 from kasmina.domain.state import RunState, SeedState, SlotState
 
 Rule = Callable[[RunState, SlotState, SeedState, GatePolicy, int], tuple[tuple[Check, ...], float]]
@@ -93,14 +93,18 @@ def _g2(
     run: RunState, slot: SlotState, seed: SeedState, policy: GatePolicy, step: int
 ) -> tuple[tuple[Check, ...], float]:
     improvement = run.objective.improvement(slot.stage_baseline, run.latest)
+    score = (improvement or 0.0) / policy.g2.full_score_improvement
+    isolated = Check.of(
+        "isolation_violations",
+        float(seed.violations),
+        Comparison.AT_MOST,
+        float(policy.g2.max_isolation_violations),
+    )
+    if seed.incubation.incubator is Incubator.NONE:  # it learnt nothing that could be judged
+        return (isolated, _rehearsed(seed, policy)), score
     checks = [
         Check.of("improvement", improvement, Comparison.AT_LEAST, policy.g2.min_improvement),
-        Check.of(
-            "isolation_violations",
-            float(seed.violations),
-            Comparison.AT_MOST,
-            float(policy.g2.max_isolation_violations),
-        ),
+        isolated,
         Check.of(
             "epochs_in_stage",
             float(slot.epochs_in_stage),
@@ -108,25 +112,31 @@ def _g2(
             float(policy.g2.min_epochs),
         ),
         Check.of("seed_gradient_norm", seed.gradient_norm, Comparison.FINITE, None),
+        Check.of("nonfinite_values", float(seed.nonfinite), Comparison.AT_MOST, 0.0),
     ]
-    if seed.rehearsal is not None:
-        checks.append(
-            Check.of(
-                "rehearsed_contribution",
-                seed.rehearsal,
-                Comparison.AT_LEAST,
-                policy.g2.min_rehearsed_contribution,
-            )
-        )
-    return tuple(checks), (improvement or 0.0) / policy.g2.full_score_improvement
+    if seed.best_rehearsal is not None:
+        checks.append(_rehearsed(seed, policy))
+    return tuple(checks), score
+
+
+def _rehearsed(seed: SeedState, policy: GatePolicy) -> Check:
+    """The held-out objective with the seed at its best candidate for alpha, against without it."""
+    contribution = None if seed.best_rehearsal is None else seed.best_rehearsal[1]
+    return Check.of(
+        "rehearsed_contribution",
+        contribution,
+        Comparison.AT_LEAST,
+        policy.g2.min_rehearsed_contribution,
+    )
 
 
 def _g3(
     run: RunState, slot: SlotState, seed: SeedState, policy: GatePolicy, step: int
 ) -> tuple[tuple[Check, ...], float]:
     alpha = seed.alpha(step)
+    required = policy.g3.min_alpha * seed.target
     checks = (
-        Check.of("alpha", alpha, Comparison.AT_LEAST, policy.g3.min_alpha),
+        Check.of("alpha", alpha, Comparison.AT_LEAST, required),
         Check.of(
             "epochs_in_stage",
             float(slot.epochs_in_stage),
@@ -134,7 +144,7 @@ def _g3(
             float(policy.g3.min_epochs),
         ),
     )
-    return checks, alpha
+    return checks, alpha / seed.target
 
 
 def _g4(

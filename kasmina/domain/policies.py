@@ -28,7 +28,7 @@ class G2Policy:
 
 @frozen(kw_only=True)
 class G3Policy:
-    """From BLENDING to SHADOWING."""
+    """From BLENDING to SHADOWING. ``min_alpha`` is relative to the target of the seed's alpha."""
 
     min_alpha: float = field(default=0.95, validator=unit_interval)
     min_epochs: int = field(default=3, validator=not_negative)
@@ -105,7 +105,8 @@ class GatePolicy:
 
     ``tolerance`` (in the objective's unit) is how much worse a seed may make the objective before
     G4, and the stability in G5, count it as worse. ``embargo_epochs`` is how
-    long a slot rests after a cull.
+    long a slot rests after a cull. A seed that is culled by a time-out while its host sees it is
+    ramped out over ``cull_ramp_epochs``, so that its removal does not shock the host.
     """
 
     g2: G2Policy = field(factory=G2Policy, validator=of_type(G2Policy))
@@ -114,5 +115,6 @@ class GatePolicy:
     g5: G5Policy = field(factory=G5Policy, validator=of_type(G5Policy))
     tolerance: float = field(default=0.5, validator=not_negative)
     embargo_epochs: int = field(default=5, validator=not_negative)
+    cull_ramp_epochs: float = field(default=1.0, validator=not_negative)
     timeouts: Timeouts = field(factory=Timeouts, validator=of_type(Timeouts))
     extra_checks: tuple[MetricCheck, ...] = ()

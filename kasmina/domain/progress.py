@@ -19,7 +19,7 @@ from kasmina.domain.errors import (
 from kasmina.domain.evidence import GateOutcome
 from kasmina.domain.gates import evaluate, evaluate_g0
 from kasmina.domain.policies import GatePolicy
-from kasmina.domain.schedules import AlphaSchedule
+from kasmina.domain.schedules import AlphaSchedule, Curve
 from kasmina.domain.stages import CullCause, Gate, Stage, Trigger
 from kasmina.domain.state import RunState, SeedState, SlotState
 
@@ -86,7 +86,7 @@ def germinate(state: RunState, command: c.Germinate, policy: GatePolicy) -> Even
     germinated = e.SeedGerminated(
         **place,
         blueprint_id=command.blueprint_id,
-        incubator=command.incubator,
+        incubation=command.incubation,
         seed_input=command.seed_input,
         blend=command.blend,
         probe=command.probe,
@@ -152,6 +152,7 @@ def _ramp_up(case: _Case) -> e.BlendScheduled:
         curve=plan.curve,
         start_step=case.step,
         steps=round(plan.epochs * case.state.steps_per_epoch),
+        end=plan.target if case.seed.best_rehearsal is None else case.seed.best_rehearsal[0],
         temperature=plan.temperature,
     )
     return e.BlendScheduled(**case.place, schedule=schedule)
@@ -165,21 +166,40 @@ def _fossilized(case: _Case) -> e.SeedFossilized:
 
 
 def _timed_out(case: _Case, outcome: GateOutcome) -> Events:
-    """The cull of a seed that its gate has refused for as long as its stage may last."""
+    """The cull of a seed that its gate has refused for as long as its stage may last.
+
+    A seed that the host sees is ramped out first.
+    """
     limit = case.policy.timeouts.of(case.slot.stage)
     if limit is None or case.slot.epochs_in_stage < limit:
         return ()
     failing = ", ".join(check.name for check in outcome.failures)
     lasted = case.slot.epochs_in_stage
     reason = f"{outcome.gate.value} refused for {lasted} epochs, at last for: {failing}"
+    ramp = round(case.policy.cull_ramp_epochs * case.state.steps_per_epoch)
+    if ramp and case.slot.stage.exposed:
+        return (_ramp_down(case, reason, ramp, Curve.SIGMOID, CullCause.TIMED_OUT),)
     return _culled(case, reason, CullCause.TIMED_OUT)
+
+
+def _ramp_down(
+    case: _Case, reason: str, steps: int, curve: Curve, cause: CullCause
+) -> e.CullScheduled:
+    schedule = AlphaSchedule(
+        curve=curve,
+        start_step=case.step,
+        steps=steps,
+        start=case.seed.alpha(case.step),
+        end=0.0,
+    )
+    return e.CullScheduled(**case.place, reason=reason, schedule=schedule, cause=cause)
 
 
 def _ramped_out(case: _Case, reason: str) -> Events:
     end_step = case.seed.schedule.end_step
     if case.step < end_step:
         raise CullPending(case.slot.slot_id, step=case.step, end_step=end_step)
-    return _culled(case, reason, CullCause.REQUESTED)
+    return _culled(case, reason, case.seed.cull_cause)
 
 
 def _culled(case: _Case, reason: str, cause: CullCause) -> Events:
@@ -203,14 +223,8 @@ def cull(state: RunState, command: c.Cull, policy: GatePolicy) -> Events:
         return culled
     if slot.seed.paused_at is not None:
         raise SeedIsPaused(slot.slot_id)
-    schedule = AlphaSchedule(
-        curve=command.curve,
-        start_step=command.step,
-        steps=command.ramp_steps,
-        start=slot.seed.alpha(command.step),
-        end=0.0,
-    )
-    return (e.CullScheduled(**case.place, reason=command.reason, schedule=schedule),)
+    cause = CullCause.REQUESTED
+    return (_ramp_down(case, command.reason, command.ramp_steps, command.curve, cause),)
 
 
 def schedule_alpha(state: RunState, command: c.ScheduleAlpha, policy: GatePolicy) -> Events:

@@ -9,10 +9,11 @@ from attrs import field, frozen
 from kasmina.domain import events as e
 from kasmina.domain.evidence import GateOutcome
 from kasmina.domain.evolve import surviving
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.ports import Recorded
 from kasmina.domain.schedules import AlphaSchedule, held
-from kasmina.domain.stages import SeedInput, Stage
-from kasmina.domain.state import RunState
+from kasmina.domain.stages import Blend, Incubator, SeedInput, Stage
+from kasmina.domain.state import RunState, SeedState
 
 
 class Behaviour(Enum):
@@ -30,7 +31,10 @@ class Behaviour(Enum):
 
 @frozen(kw_only=True)
 class SlotView:
-    """The one value that crosses from the domain to a slot: how to act, never whether to."""
+    """The one value that crosses from the domain to a slot: how to act, never whether to.
+
+    ``seed_input`` is what holds once the seed is exposed; an incubating seed is always detached.
+    """
 
     slot_id: str
     stage: Stage = Stage.DORMANT
@@ -38,6 +42,8 @@ class SlotView:
     behaviour: Behaviour = Behaviour.IDENTITY
     seed_input: SeedInput = SeedInput.OPEN
     learning: bool = False
+    incubation: IncubationPlan = field(factory=IncubationPlan)
+    blend: Blend = Blend.LERP
     schedule: AlphaSchedule = field(factory=lambda: held(0.0))
     paused_at: int | None = None
 
@@ -46,13 +52,7 @@ class SlotView:
         return self.schedule.alpha(step if self.paused_at is None else self.paused_at)
 
 
-_BEHAVIOURS = {
-    Stage.TRAINING: Behaviour.INCUBATE,
-    Stage.BLENDING: Behaviour.BLEND,
-    Stage.SHADOWING: Behaviour.BLEND,
-    Stage.PROBATIONARY: Behaviour.BLEND,
-    Stage.FOSSILIZED: Behaviour.SEED,
-}
+_BESIDE_THE_HOST = (Incubator.STRAIGHT_THROUGH, Incubator.PROXIMAL)
 
 
 def slot_view(state: RunState, slot_id: str) -> SlotView:
@@ -61,19 +61,36 @@ def slot_view(state: RunState, slot_id: str) -> SlotView:
     if slot.seed is None or not slot.stage.holds_seed:
         return SlotView(slot_id=slot_id, stage=slot.stage)
     seed = slot.seed
-    behaviour = Behaviour.IDENTITY
-    if slot.stage in _BEHAVIOURS:
-        behaviour = _BEHAVIOURS[slot.stage]
     return SlotView(
         slot_id=slot_id,
         stage=slot.stage,
         seed_id=seed.seed_id,
-        behaviour=behaviour,
-        seed_input=SeedInput.DETACHED if behaviour is Behaviour.INCUBATE else seed.seed_input,
-        learning=behaviour is not Behaviour.IDENTITY and seed.paused_at is None,
+        behaviour=_behaviour(slot.stage, seed),
+        seed_input=seed.seed_input,
+        learning=_learns(slot.stage, seed),
+        incubation=seed.incubation,
+        blend=seed.blend.blend,
         schedule=seed.schedule,
         paused_at=seed.paused_at,
     )
+
+
+def _behaviour(stage: Stage, seed: SeedState) -> Behaviour:
+    if stage is Stage.TRAINING:
+        beside = seed.incubation.incubator in _BESIDE_THE_HOST
+        return Behaviour.INCUBATE if beside else Behaviour.IDENTITY
+    if not stage.exposed:
+        return Behaviour.IDENTITY
+    replaces = stage is Stage.FOSSILIZED and seed.blend.blend is Blend.LERP and seed.target == 1.0
+    return Behaviour.SEED if replaces else Behaviour.BLEND
+
+
+def _learns(stage: Stage, seed: SeedState) -> bool:
+    if seed.paused_at is not None:
+        return False
+    if stage is Stage.TRAINING:
+        return seed.incubation.incubator is not Incubator.NONE
+    return stage.exposed
 
 
 @frozen(kw_only=True)

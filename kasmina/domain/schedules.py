@@ -4,9 +4,10 @@ import math
 from enum import Enum
 
 from attrs import field, frozen
-from attrs.validators import optional
+from attrs.validators import deep_iterable, optional
 
-from kasmina.domain.validators import not_negative, of_type, positive, unit_interval
+from kasmina.domain.stages import Blend
+from kasmina.domain.validators import not_negative, of_type, positive, share, unit_interval
 
 
 class Curve(Enum):
@@ -68,10 +69,15 @@ class AlphaSchedule:
 class BlendPlan:
     """How a seed is to be blended in, chosen at germination and turned into a schedule at G2.
 
+    ``target`` is the alpha at which it stays, in (0, 1]. With ``search``, each of those alphas is
+    rehearsed at the end of incubation and the best of them becomes the target (a line search).
     ``epochs`` is the ramp's length in epochs of the run itself, because the number of steps in an
     epoch is known only once epochs have been recorded.
     """
 
+    blend: Blend = field(default=Blend.LERP, validator=of_type(Blend))
+    target: float = field(default=1.0, validator=share)
+    search: tuple[float, ...] = field(default=(), validator=deep_iterable(share, of_type(tuple)))
     epochs: float = field(default=3.0, validator=not_negative)
     curve: Curve = field(default=Curve.SIGMOID, validator=of_type(Curve))
     temperature: float | None = field(default=None, validator=optional(positive))

@@ -76,9 +76,30 @@ class Topology(Enum):
 
 
 class Incubator(Enum):
-    """How a seed learns in TRAINING, unseen by the host."""
+    """How a seed learns in TRAINING, unseen by the host; ``docs/incubators.md`` has the formulas.
+
+    ``STRAIGHT_THROUGH`` gives the seed the gradient at the host's output; ``PROXIMAL`` adds a
+    penalty on the distance between the two; ``REHEARSAL`` gives it the gradient of the loss with
+    the seed blended in, on a share of each batch; ``NONE`` lets it wait for the ramp, as born.
+    """
 
     STRAIGHT_THROUGH = "straight_through"
+    PROXIMAL = "proximal"
+    REHEARSAL = "rehearsal"
+    NONE = "none"
+
+
+class Blend(Enum):
+    """What the host sees of host features ``h`` and seed ``s`` at a given alpha.
+
+    ``LERP`` is ``h + alpha * (s - h)``; ``GATED`` is the same with ``alpha * g(h)``, a learned
+    weight in (0, 1) for each sample; ``MULTIPLY`` is ``h * (1 + alpha * tanh(s - h))``. All are
+    exactly ``h`` at alpha 0.
+    """
+
+    LERP = "lerp"
+    GATED = "gated"
+    MULTIPLY = "multiply"
 
 
 class SeedInput(Enum):
@@ -95,13 +116,15 @@ class SeedInput(Enum):
 class Leak(Enum):
     """A way in which an incubating seed was seen to touch its host.
 
-    ``SHARED_PARAMETER`` covers buffers too: any memory that both hold.
+    ``SHARED_PARAMETER`` covers buffers too: any memory that both hold. ``HOOK`` is a change of the
+    hooks that are registered on the host, or for all modules.
     """
 
     GRADIENT = "gradient"
     SHARED_PARAMETER = "shared_parameter"
     IN_PLACE_WRITE = "in_place_write"
     RANDOM_STREAM = "random_stream"
+    HOOK = "hook"
 
 
 class Health(Enum):

@@ -1,5 +1,6 @@
 """The state of a run, as values. A promise to the past: fields may only be added, with defaults."""
 
+import math
 from collections.abc import Mapping
 
 from attrs import field, frozen
@@ -7,10 +8,11 @@ from attrs import field, frozen
 from kasmina.domain.errors import UnknownSlot
 from kasmina.domain.events import CheckpointSaved
 from kasmina.domain.evidence import GateOutcome, HostDescription, Probe
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan, held
-from kasmina.domain.stages import Gate, Health, Incubator, SeedInput, Stage, Topology
+from kasmina.domain.stages import CullCause, Gate, Health, SeedInput, Stage, Topology
 
 OBJECTIVES_KEPT = 256
 """Epochs of the present stage whose objective the state remembers; the log keeps them all."""
@@ -20,15 +22,17 @@ OBJECTIVES_KEPT = 256
 class SeedState:
     """The seed in a slot: what it is, and what has been measured of it.
 
-    ``rehearsal``, ``shadow_contribution`` and ``contribution`` are objectives with the seed minus
-    without it, signed so that better is positive; ``None`` until measured. The latter is the mean
-    over ``contributions`` measurements, on probation over those made there. ``baseline`` is the
-    objective at germination, by the rule of ``SlotState.stage_baseline``.
+    ``shadow_contribution`` and ``contribution`` are objectives with the seed minus without it,
+    signed so that better is positive; ``None`` until measured. The latter is the mean over
+    ``contributions`` measurements, on probation over those made there. ``rehearsals`` are the
+    latest of TRAINING, by alpha. ``nonfinite`` counts the last epoch's outputs and gradients that
+    were not finite. ``target`` is the alpha at which the seed is to stay.
+    ``baseline`` is the objective at germination, by the rule of ``SlotState.stage_baseline``.
     """
 
     seed_id: str
     blueprint_id: str
-    incubator: Incubator
+    incubation: IncubationPlan
     seed_input: SeedInput
     blend: BlendPlan
     probe: Probe
@@ -41,18 +45,38 @@ class SeedState:
     paused_at: int | None = None
     violations: int = 0
     gradient_norm: float | None = None
+    nonfinite: int = 0
     health: Health = Health.HEALTHY
-    rehearsal: float | None = None
+    rehearsals: Mapping[float, float] = field(factory=dict)
     shadow_evaluations: int = 0
     agreement: float | None = None
     shadow_contribution: float | None = None
     contribution: float | None = None
     contributions: int = 0
     cull_reason: str | None = None
+    cull_cause: CullCause = CullCause.REQUESTED
+    target: float = 1.0
 
     def alpha(self, step: int) -> float:
         """Alpha at ``step``; a paused seed keeps the alpha at which it was paused."""
         return self.schedule.alpha(step if self.paused_at is None else self.paused_at)
+
+    @property
+    def candidates(self) -> tuple[float, ...]:
+        """The alphas at which to rehearse: any of them may become the target."""
+        return self.blend.search or (self.blend.target,)
+
+    @property
+    def best_rehearsal(self) -> tuple[float, float] | None:
+        """The candidate that contributed most and its contribution; of equals, the largest.
+
+        A contribution that is not finite comes behind every other.
+        """
+        tried = {a: self.rehearsals[a] for a in self.candidates if a in self.rehearsals}
+        if not tried:
+            return None
+        best = max(tried, key=lambda a: (tried[a] if math.isfinite(tried[a]) else -math.inf, a))
+        return best, tried[best]
 
 
 @frozen(kw_only=True)

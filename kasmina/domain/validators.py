@@ -46,6 +46,12 @@ def positive(_: object, attribute: "Attribute[Any]", value: float) -> None:
         raise ValueError(f"{attribute.name} must be finite and above 0, got {value!r}")
 
 
+def share(_: object, attribute: "Attribute[Any]", value: float) -> None:
+    """Refuse a number outside (0, 1]."""
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{attribute.name} must lie in (0, 1], got {value!r}")
+
+
 def unit_interval(_: object, attribute: "Attribute[Any]", value: float) -> None:
     """Refuse a number outside [0, 1]."""
     if not 0.0 <= value <= 1.0:

@@ -57,9 +57,14 @@ class Decided:
         return self._events
 
     @property
+    def after(self) -> "Given":
+        """All that has happened now, for the next command."""
+        return Given((*self.past, *self.events))
+
+    @property
     def state(self) -> RunState:
         """The state after the decision."""
-        state = replay((*self.past, *self.events))
+        state = self.after.state
         assert state is not None
         return state
 

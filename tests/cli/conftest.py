@@ -15,10 +15,11 @@ from kasmina.domain.evidence import (
     SeedEvidence,
     Violation,
 )
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import G5Policy, GatePolicy, MetricCheck, Timeouts
 from kasmina.domain.schedules import BlendPlan
-from kasmina.domain.stages import Gate, Leak, Topology
+from kasmina.domain.stages import Blend, Gate, Incubator, Leak, Topology
 from kasmina.infra.event_store import open_store
 from kasmina.service import Journal
 from kasmina.testing import FixedClock, MemoryEventStore
@@ -64,7 +65,7 @@ class Story:
         for name in names:
             self.handle(c.OpenSlot, slot_id=name, topology=Topology.CNN, width=16)
 
-    def germinate(self, slot, seed, blueprint, parameters):
+    def germinate(self, slot, seed, blueprint, parameters, *, incubator=None, **blend):
         shape = (2, 16, 8, 8)
         self.handle(
             c.Germinate,
@@ -80,7 +81,8 @@ class Story:
             ),
             parameters=parameters,
             init_seed=1,
-            blend=BlendPlan(epochs=2.0),
+            incubation=IncubationPlan(incubator=incubator or Incubator.PROXIMAL),
+            blend=BlendPlan(epochs=2.0, **blend),
             learning_rate=1e-3,
         )
         self.advance(slot)
@@ -129,8 +131,15 @@ def tell(store):
     story = Story(store, DIGITS)
     story.slots("stem", "body")
     story.epoch(81.0)
-    story.germinate("body", "s5gk2mzpa", "conv_light", 2_352)
-    story.germinate("stem", "sq4xw7cne", "norm", 32)
+    story.germinate(
+        "body",
+        "s5gk2mzpa",
+        "conv_light",
+        2_352,
+        incubator=Incubator.REHEARSAL,
+        search=(0.5, 1.0),
+    )
+    story.germinate("stem", "sq4xw7cne", "norm", 32, incubator=Incubator.STRAIGHT_THROUGH)
     story.epoch(81.2, violations=(("stem", LEAK),))
     story.contrast("stem", 80.8, 81.2)
     story.advance("body", "stem")
@@ -155,7 +164,7 @@ def tell(store):
         c.RecordShadow, slot_id="body", objective_with=86.25, objective_without=84.9, **shown
     )
     story.advance("body")
-    story.germinate("stem", "sr2bd6yhf", "attention", 148)
+    story.germinate("stem", "sr2bd6yhf", "attention", 148, blend=Blend.GATED, target=0.5)
     story.epoch(86.9)
     story.contrast("body", 86.9, 85.0)
     story.advance("body", "stem")

@@ -49,8 +49,9 @@ class TestRuns:
         assert first["opened_at"] == "2026-01-01T00:00:00.000000+00:00"
         assert (second["slots"], second["objective"]["latest"]) == ({}, None)
 
-    def test_an_empty_database_is_no_error(self, call, tmp_path):
-        url = f"sqlite:///{tmp_path / 'empty.db'}"
+    def test_an_empty_database_is_no_error(self, call, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # a path as long as a test's own would be folded
+        url = "sqlite:///empty.db"
         assert call("db", "upgrade", "--database", url).code == 0
         done = call("runs", "--database", url)
         assert (done.code, done.out.split()) == (0, [url, "holds", "no", "runs", "yet"])
@@ -64,6 +65,15 @@ class TestReplay:
         body = shown["slots"][1]
         assert (body["stage"], body["stage_code"], body["seed"]["alpha"]) == ("FOSSILIZED", 7, 1.0)
         assert body["gates"]["G4"] == {"passed": True, "score": 0.9731}
+
+    def test_says_how_a_seed_learnt_and_what_its_rehearsals_were_worth(self, call):
+        seed = json.loads(call("replay", "digits", "--json").out)["slots"][1]["seed"]
+        assert seed["incubation"]["incubator"] == "rehearsal"
+        assert (seed["blend"]["search"], seed["target"]) == ([0.5, 1.0], 1.0)
+        best = {"alpha": 1.0, "contribution": pytest.approx(0.4)}
+        assert (seed["rehearsals"], seed["best_rehearsal"]) == ([best], best)
+        unrehearsed = json.loads(call("replay", "digits", "--at", "6", "--json").out)
+        assert unrehearsed["slots"][1]["seed"]["best_rehearsal"] is None
 
     def test_goes_back_to_a_sequence(self, call):
         shown = json.loads(call("replay", "digits", "--at", "6", "--json").out)

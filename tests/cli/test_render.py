@@ -19,13 +19,23 @@ from kasmina.adapters.cli.render.timeline import render_record, render_timeline
 from kasmina.adapters.cli.render.verification import render_verifications
 from kasmina.domain import events as e
 from kasmina.domain.blueprints import BlueprintKind, BlueprintSpec
-from kasmina.domain.evidence import Check, Comparison, GateOutcome
+from kasmina.domain.evidence import Check, Comparison, GateOutcome, Probe
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.machine import EDGES
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import Head
 from kasmina.domain.projections import gate_ledger, timeline
-from kasmina.domain.schedules import AlphaSchedule, held
-from kasmina.domain.stages import CullCause, Gate, Health, Topology
+from kasmina.domain.schedules import AlphaSchedule, BlendPlan, held
+from kasmina.domain.stages import (
+    Blend,
+    CullCause,
+    Gate,
+    Health,
+    Incubator,
+    Leak,
+    SeedInput,
+    Topology,
+)
 from kasmina.infra.codec import TYPES
 from kasmina.infra.integrity import Flaw, Problem, Verification
 from kasmina.service import load
@@ -188,7 +198,20 @@ SEED = {"epoch": 3, "step": 30, "slot_id": "body", "seed_id": "s1"}
                 reason="too dear",
                 schedule=AlphaSchedule(start_step=30, steps=8, start=1, end=0),
             ),
-            "cull scheduled: too dear; alpha 1 to 0, sigmoid over steps 30 to 38",
+            "cull scheduled (requested): too dear; alpha 1 to 0, sigmoid over steps 30 to 38",
+        ),
+        (
+            e.CullScheduled(
+                **SEED,
+                reason="too slow",
+                schedule=AlphaSchedule(start_step=30, steps=8, start=0.5, end=0),
+                cause=CullCause.TIMED_OUT,
+            ),
+            "cull scheduled (timed out): too slow; alpha 0.5 to 0, sigmoid over steps 30 to 38",
+        ),
+        (
+            e.IsolationViolated(**SEED, leak=Leak.HOOK, count=1, subject="body.conv"),
+            "isolation violated: hook × 1 (body.conv)",
         ),
         (
             e.SeedCulled(**SEED, reason="too dear", cause=CullCause.REQUESTED),
@@ -212,6 +235,49 @@ def test_sentences(event, expected):
     assert sentence(event) == expected
 
 
+@pytest.mark.parametrize(
+    ("incubator", "blend", "expected"),
+    [
+        (Incubator.STRAIGHT_THROUGH, BlendPlan(), "straight through, lerp to 1"),
+        (
+            Incubator.NONE,
+            BlendPlan(blend=Blend.MULTIPLY, target=0.25),
+            "none, multiply to 0.25",
+        ),
+        (
+            Incubator.REHEARSAL,
+            BlendPlan(blend=Blend.GATED, search=(0.25, 0.5, 1.0)),
+            "rehearsal, gated to the best of 0.25, 0.5, 1",
+        ),
+    ],
+)
+def test_a_germination_says_how_the_seed_is_to_learn_and_to_be_mixed_in(incubator, blend, expected):
+    event = e.SeedGerminated(
+        **SEED,
+        blueprint_id="norm",
+        incubation=IncubationPlan(incubator=incubator),
+        seed_input=SeedInput.OPEN,
+        blend=blend,
+        probe=Probe(),
+        parameters=32,
+        init_seed=1,
+        learning_rate=None,
+        weight_decay=None,
+    )
+    assert sentence(event) == f"seed s1 from norm, 32 parameters; incubator {expected}"
+
+
+def test_a_search_is_shown_until_it_has_found_its_target(store, digits):
+    def plan(until):
+        text = plain(render_state(load(store, digits, until=until), head=68), width=120)
+        (line,) = [line for line in text.splitlines() if line.startswith("s5gk2mzpa")]
+        return line.split(maxsplit=2)[2].split("  ")
+
+    assert plan(34) == ["lerp to the best of 0.5, 1", "–"]
+    assert plan(35) == ["lerp to the best of 0.5, 1", "+0.4 at alpha 1"]
+    assert plan(38) == ["lerp to 1", "+0.4 at alpha 1"]
+
+
 def test_a_refusal_says_what_it_was_for(store, digits):
     refusal = next(r for r in store.read(digits) if r.sequence == 18)
     assert plain(render_record(refusal), width=120).split(maxsplit=4)[-1] == (
@@ -228,10 +294,10 @@ def test_the_notes_of_a_seed_in_trouble(store, digits):
 def test_the_notes_of_a_seed_on_its_way_out(store, digits):
     state = load(store, digits, until=46)
     body = state.slots["body"]
-    seed = evolve(body.seed, cull_reason="too dear", paused_at=7)
+    seed = evolve(body.seed, cull_reason="too dear", cull_cause=CullCause.TIMED_OUT, paused_at=7)
     state = evolve(state, slots={**state.slots, "body": evolve(body, seed=seed)})
     text = plain(render_state(state, head=68), width=120)
-    assert "paused at step 7; cull scheduled: too dear" in text
+    assert "paused at step 7; cull scheduled (timed out): too dear" in text
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ each epoch.
 
 from typing import TypeVar
 
+from attrs import evolve as changed
+
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
 from kasmina.domain.evidence import (
@@ -18,6 +20,7 @@ from kasmina.domain.evidence import (
     Violation,
 )
 from kasmina.domain.evolve import replay
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.objective import Direction, Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan
@@ -160,7 +163,7 @@ def seed_germinated(
         slot_id=slot_id,
         seed_id=seed_id,
         blueprint_id=blueprint_id,
-        incubator=Incubator.STRAIGHT_THROUGH,
+        incubation=IncubationPlan(),
         seed_input=SeedInput.OPEN,
         blend=blend or BlendPlan(),
         probe=probe,
@@ -209,14 +212,18 @@ def shadowed(
 
 
 def contrasted(
-    *, at: int, objective_with: float | None, objective_without: float | None
+    *,
+    at: int,
+    objective_with: float | None,
+    objective_without: float | None,
+    alpha: float = 1.0,
 ) -> e.CounterfactualMeasured:
     return e.CounterfactualMeasured(
         epoch=at,
         step=step_of(at),
         slot_id=SLOT,
         seed_id=SEED,
-        alpha=1.0,
+        alpha=alpha,
         objective_with=objective_with,
         objective_without=objective_without,
     )
@@ -335,6 +342,23 @@ def ready(stage: Stage, objective: Objective = ACCURACY, policy: GatePolicy = PO
     if stage is Stage.PROBATIONARY:
         measured = (contrasted(at=now, objective_with=with_seed, objective_without=without),)
     return (*entered(stage, objective, policy), *lived, *measured)
+
+
+def planned(
+    past: Events, *, incubator: Incubator | None = None, blend: BlendPlan | None = None
+) -> Events:
+    """The past with another incubator, or another blend for its ramp to follow."""
+
+    def replanned(event: e.Event) -> e.Event:
+        if incubator is not None and isinstance(event, e.SeedGerminated):
+            event = changed(event, incubation=IncubationPlan(incubator=incubator))
+        if blend is not None and isinstance(event, e.SeedGerminated):
+            event = changed(event, blend=blend)
+        if blend is not None and isinstance(event, e.BlendScheduled):
+            event = changed(event, schedule=changed(event.schedule, end=blend.target))
+        return event
+
+    return tuple(map(replanned, past))
 
 
 def recycled(*, at: int = 9) -> Events:

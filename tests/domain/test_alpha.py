@@ -26,6 +26,7 @@ from tests.domain.scenario import (
     evidence,
     moved,
     paused,
+    planned,
     ready,
     seed_after,
     seed_culled,
@@ -124,6 +125,27 @@ class TestScheduleAndOverride:
         assert {seed_of(done).alpha(step) for step in (0, 50, 10**9)} == {alpha}
         after = given(*done.past, *done.events).when(schedule_alpha(at=6))
         assert seed_of(after).schedule == RAMP
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+    def test_an_override_keeps_the_target(self, alpha):
+        past = planned(entered(Stage.BLENDING), blend=BlendPlan(target=0.6))
+        done = given(*past).when(override(alpha, at=5))
+        assert seed_of(done).target == 0.6
+
+    @pytest.mark.parametrize(("end", "target"), [(0.3, 0.3), (0.9, 0.9), (1.0, 1.0), (0.0, 0.6)])
+    def test_a_schedule_moves_the_target_to_its_end_unless_that_is_nothing(self, end, target):
+        past = planned(entered(Stage.BLENDING), blend=BlendPlan(target=0.6))
+        done = given(*past).when(schedule_alpha(at=5, schedule=changed(RAMP, end=end)))
+        assert seed_of(done).target == target
+        assert seed_of(done).alpha(10**9) == end
+
+    def test_a_seed_goes_on_to_the_target_that_a_schedule_set(self):
+        short = AlphaSchedule(start_step=50, steps=10, end=0.3)
+        done = given(*entered(Stage.BLENDING)).when(schedule_alpha(at=5, schedule=short))
+        lived = [epoch(number, 54.0, evidence()) for number in (6, 7, 8)]
+        shadowing = given(*done.after.events, *lived).when(advance(at=8))
+        assert shadowing.slot.stage is Stage.SHADOWING
+        assert seed_of(shadowing).alpha(80) == 0.3
 
     def test_shadowing_is_at_full_alpha_whatever_the_override_was(self):
         past = entered(Stage.BLENDING)

@@ -262,9 +262,9 @@ class TestComparisons:
         seed = done.slot.seed
         before = seed_after(*past.events)
         if stage is Stage.TRAINING:
-            assert (seed.rehearsal, seed.contribution) == (1.0, before.contribution)
+            assert (seed.rehearsals, seed.contribution) == ({1.0: 1.0}, before.contribution)
         else:
-            assert (seed.rehearsal, seed.contribution) == (before.rehearsal, 1.0)
+            assert (seed.rehearsals, seed.contribution) == (before.rehearsals, 1.0)
 
     @pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in CONTRASTED])
     def test_and_not_where_it_does_not(self, stage):

@@ -2,10 +2,12 @@
 
 import pytest
 
+from kasmina.domain import commands as c
 from kasmina.domain import events as e
-from kasmina.domain.errors import EmbargoActive, SlotOccupied
-from kasmina.domain.evidence import Violation
-from kasmina.domain.policies import G2Policy, G5Policy, GatePolicy, Timeouts
+from kasmina.domain.errors import CullPending, EmbargoActive, SlotOccupied
+from kasmina.domain.evidence import Comparison, Violation
+from kasmina.domain.policies import G2Policy, G5Policy, GatePolicy, MetricCheck, Timeouts
+from kasmina.domain.schedules import BlendPlan
 from kasmina.domain.stages import CullCause, Gate, Health, Leak, Stage
 from kasmina.testing import given
 from tests.domain.scenario import (
@@ -19,10 +21,16 @@ from tests.domain.scenario import (
     germinate,
     germinated,
     paused,
+    planned,
     ready,
     record_epoch,
     recycled,
+    seed_after,
     slot_after,
+)
+
+NEVER_MEASURED = MetricCheck(
+    gate=Gate.G1, metric="never measured", comparison=Comparison.AT_LEAST, required=0.0
 )
 
 # The limit of each stage that can run out of time, by its field in ``Timeouts``.
@@ -54,18 +62,27 @@ def last_epoch(past):
 
 class TestTimeouts:
     @pytest.mark.parametrize("stage", FIRST_REFUSAL)
-    def test_a_seed_is_culled_by_the_decision_that_finds_it_out_of_time(self, stage):
+    def test_a_seed_is_rejected_by_the_decision_that_finds_it_out_of_time(self, stage):
         epochs = 2 if stage is Stage.BLENDING else 4
         policy = GatePolicy(timeouts=Timeouts(**{LIMIT_OF[stage]: epochs}))
         early = idle(stage, epochs - 1)
         given(*early).when(advance(at=last_epoch(early)), policy).then_only(e.GateEvaluated)
         late = idle(stage, epochs)
         done = given(*late).when(advance(at=last_epoch(late)), policy)
+        rejected = done.events[1]
+        assert rejected.cause is CullCause.TIMED_OUT
+        assert FIRST_REFUSAL[stage] in rejected.reason
+        assert f"refused for {epochs} epochs" in rejected.reason
+
+    @pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING])
+    def test_a_seed_that_its_host_never_saw_is_culled_at_once(self, stage):
+        policy = GatePolicy(
+            timeouts=Timeouts(**{LIMIT_OF[stage]: 1}), extra_checks=(NEVER_MEASURED,)
+        )
+        past = idle(stage, 1)
+        done = given(*past).when(advance(at=last_epoch(past)), policy)
         done.then_only(e.GateEvaluated, e.SeedCulled, e.StageChanged)
-        removed = done.events[1]
-        assert removed.cause is CullCause.TIMED_OUT
-        assert FIRST_REFUSAL[stage] in removed.reason
-        assert f"refused for {epochs} epochs" in removed.reason
+        assert done.events[1].cause is CullCause.TIMED_OUT
         assert done.slot.stage is Stage.CULLED
 
     def test_the_event_says_how_long_the_gate_really_refused(self):
@@ -97,6 +114,85 @@ class TestTimeouts:
         assert {stage: limit for stage, limit in limits.items() if limit is not None} == dict(
             zip(LIMIT_OF, range(1, 6), strict=True)
         )
+
+
+HASTY = Timeouts(blending=2, shadowing=2, probationary=2)
+EXPOSED = [Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY]
+
+
+class TestTheRampBeforeATimedOutCull:
+    def timed_out(self, stage, *, blend=None, **policy):
+        """The decision that finds the seed out of time, and the step at which it is made."""
+        past = idle(stage, 2)
+        if blend is not None:
+            past = planned(past, blend=blend)
+        now = last_epoch(past)
+        ruling = GatePolicy(timeouts=HASTY, **policy)
+        return given(*past).when(advance(at=now), ruling), now
+
+    @pytest.mark.parametrize("target", [1.0, 0.25])
+    @pytest.mark.parametrize(("ramp_epochs", "steps"), [(1.0, 10), (2.5, 25), (0.1, 1)])
+    @pytest.mark.parametrize("stage", EXPOSED)
+    def test_an_exposed_seed_is_ramped_out_before_it_is_culled(
+        self, stage, ramp_epochs, steps, target
+    ):
+        plan = BlendPlan(target=target)
+        done, now = self.timed_out(stage, blend=plan, cull_ramp_epochs=ramp_epochs)
+        done.then_only(e.GateEvaluated, e.CullScheduled)
+        slot, begin = done.slot, now * 10
+        alpha = seed_after(*done.past).alpha(begin)
+        assert 0.0 < alpha <= target
+        assert (slot.stage, slot.seed.cull_cause) == (stage, CullCause.TIMED_OUT)
+        assert slot.seed.cull_reason == done.events[1].reason
+        course = [slot.seed.alpha(begin + step) for step in range(-1, steps + 2)]
+        assert course[0] == course[1] == alpha
+        assert course == sorted(course, reverse=True)
+        assert course[steps] > 0.0 == course[steps + 1]
+
+    @pytest.mark.parametrize("stage", EXPOSED)
+    def test_the_cull_at_the_end_of_the_ramp_has_the_cause_of_its_beginning(self, stage):
+        scheduled, now = self.timed_out(stage, cull_ramp_epochs=2.0)
+        reason = scheduled.events[1].reason
+        lived = (*scheduled.after.events, epoch(now + 1, 50.0, evidence()))
+        error = given(*lived).when(advance(at=now + 1)).raises(CullPending)
+        assert error.end_step == (now + 2) * 10
+        lived = (*lived, epoch(now + 2, 50.0, evidence()))
+        done = given(*lived).when(advance(at=now + 2))
+        done.then_only(e.SeedCulled, e.StageChanged)
+        assert (done.events[0].cause, done.events[0].reason) == (CullCause.TIMED_OUT, reason)
+        assert done.slot.stage is Stage.CULLED
+        assert done.slot.seed.alpha(10**9) == 0.0
+
+    @pytest.mark.parametrize("ramp_epochs", [0.0, 0.04])
+    @pytest.mark.parametrize("stage", EXPOSED)
+    def test_without_a_step_to_ramp_over_it_is_culled_at_once(self, stage, ramp_epochs):
+        done, _ = self.timed_out(stage, cull_ramp_epochs=ramp_epochs)
+        done.then_only(e.GateEvaluated, e.SeedCulled, e.StageChanged)
+        assert done.events[1].cause is CullCause.TIMED_OUT
+
+    def test_a_seed_that_is_ramped_out_cannot_be_paused(self):
+        scheduled, now = self.timed_out(Stage.SHADOWING)
+        pause = c.PauseSeed(step=now * 10, slot_id=SLOT)
+        scheduled.after.when(pause).raises(CullPending, saying="go on until then")
+
+    def test_a_cull_by_request_takes_the_place_of_the_timed_out_one(self):
+        scheduled, now = self.timed_out(Stage.SHADOWING)
+        over = scheduled.after.when(cull(at=now, ramp_steps=30, reason="after all"))
+        assert over.slot.seed.cull_cause is CullCause.REQUESTED
+        lived = [epoch(now + n, 50.0, evidence()) for n in (1, 2, 3)]
+        done = given(*over.after.events, *lived).when(advance(at=now + 3))
+        assert (done.events[0].cause, done.events[0].reason) == (CullCause.REQUESTED, "after all")
+        at_once = scheduled.after.when(cull(at=now))
+        assert at_once.events[0].cause is CullCause.REQUESTED
+
+    def test_a_rewind_to_before_the_ramp_takes_the_cull_back(self):
+        scheduled, now = self.timed_out(Stage.SHADOWING)
+        head = len(scheduled.past)
+        back = scheduled.after.when(c.Rewind(step=now * 10, epoch=now, to=head))
+        assert back.slot.seed == seed_after(*scheduled.past)
+        assert back.slot.seed.alpha(10**9) == 1.0
+        forth = back.after.when(c.Rewind(step=now * 10, epoch=now, to=head + 2))
+        assert forth.slot.seed == scheduled.slot.seed
 
 
 class TestEmbargo:

@@ -94,7 +94,8 @@ CASES = [
     (Gate.G2, "isolation_violations", "seed", "violations", 10, [11]),
     (Gate.G2, "epochs_in_stage", "slot", "epochs_in_stage", 3, [2, 0]),
     (Gate.G2, "seed_gradient_norm", "seed", "gradient_norm", 0.0, [NAN, INF, None]),
-    (Gate.G2, "rehearsed_contribution", "seed", "rehearsal", 0.0, [-1e-9, NAN, -INF]),
+    (Gate.G2, "nonfinite_values", "seed", "nonfinite", 0, [1]),
+    (Gate.G2, "rehearsed_contribution", "seed", "rehearsals", 0.0, [-1e-9, NAN, -INF]),
     (Gate.G3, "epochs_in_stage", "slot", "epochs_in_stage", 3, [2]),
     (Gate.G4, "shadow_evaluations", "seed", "shadow_evaluations", 1, [0]),
     (Gate.G4, "agreement", "seed", "agreement", 0.9, [0.8999, -1.0, NAN, INF, None]),
@@ -106,14 +107,19 @@ CASES = [
 ]
 
 
+def kept(where, field, figure):
+    """The figure in its place; that of a rehearsal is kept by its alpha."""
+    return {where: {field: {1.0: figure} if field == "rehearsals" else figure}}
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[1])
 def test_a_check_passes_at_its_bound_and_fails_just_past_it(case):
     gate, name, where, field, good, bad = case
-    at_bound = judged(gate, **{where: {field: good}})
+    at_bound = judged(gate, **kept(where, field, good))
     assert measured_all_else_passing(at_bound, name).passed
     assert at_bound.passed
     for value in bad:
-        outcome = judged(gate, **{where: {field: value}})
+        outcome = judged(gate, **kept(where, field, value))
         check = measured_all_else_passing(outcome, name)
         assert not check.passed, value
         assert not outcome.passed
@@ -127,9 +133,9 @@ def test_what_was_not_measured_fails_by_name_and_what_is_not_finite_is_kept(case
         if value is None:
             assert verdict(judged(gate, **{where: {field: None}}), name).measured is None
         elif isinstance(value, float) and not math.isfinite(value):
-            kept = verdict(judged(gate, **{where: {field: value}}), name).measured
-            assert kept is not None
-            assert not math.isfinite(kept)
+            measured = verdict(judged(gate, **kept(where, field, value)), name).measured
+            assert measured is not None
+            assert not math.isfinite(measured)
 
 
 class TestG0:
@@ -208,6 +214,10 @@ class TestG2:
     def test_does_not_ask_for_a_rehearsal_that_was_not_made(self):
         assert "rehearsed_contribution" not in [c.name for c in judged(Gate.G2).checks]
 
+    def test_does_not_judge_a_rehearsal_at_an_alpha_that_is_no_candidate(self):
+        elsewhere = judged(Gate.G2, seed={"rehearsals": {0.3: -9.0}})
+        assert "rehearsed_contribution" not in [c.name for c in elsewhere.checks]
+
     def test_a_rehearsal_without_figures_does_not_erase_one_that_refused(self):
         past = ready(Stage.TRAINING)
         bad = contrasted(at=4, objective_with=50.0, objective_without=53.0)
@@ -224,6 +234,13 @@ class TestG2:
         outcome = given(*past, *lived).when(advance(at=5)).outcome
         assert [check.name for check in outcome.failures] == ["improvement"]
         assert verdict(outcome, "improvement").measured == pytest.approx(0.4)
+
+    @pytest.mark.parametrize("where", ["nonfinite_outputs", "nonfinite_gradients"])
+    def test_values_that_are_not_finite_refuse_until_an_epoch_without_them(self, where):
+        past = (*ready(Stage.TRAINING), epoch(5, 60.0, evidence(**{where: 2})))
+        refused = given(*past).when(advance(at=5)).outcome
+        assert [(c.name, c.measured) for c in refused.failures] == [("nonfinite_values", 2.0)]
+        assert given(*past, epoch(6, 60.0, evidence())).when(advance(at=6)).outcome.passed
 
     def test_thresholds_come_from_the_policy(self):
         assert (
@@ -250,6 +267,30 @@ class TestG3:
         assert outcome.passed is passes
         assert outcome.score == alpha
         assert verdict(outcome, "alpha").measured == alpha
+
+    @pytest.mark.parametrize("target", [0.5, 0.1])
+    def test_alpha_is_asked_for_relative_to_the_seed_s_target(self, target):
+        policy = GatePolicy(g3=G3Policy(min_alpha=0.75, min_epochs=0))
+        schedule = seed_after(*ready(Stage.BLENDING)).schedule
+        for share, passes in ((0.75, True), (0.7499, False), (0.0, False)):
+            reached = changed(schedule, end=share * target, steps=0)
+            outcome = judged(Gate.G3, seed={"schedule": reached, "target": target}, policy=policy)
+            check = measured_all_else_passing(outcome, "alpha")
+            assert (check.measured, check.required) == (share * target, 0.75 * target)
+            assert check.passed is passes
+            assert outcome.score == pytest.approx(share)
+
+    def test_a_target_that_is_reached_meets_even_the_strictest_bound(self):
+        policy = GatePolicy(g3=G3Policy(min_alpha=1.0))
+        for target in (0.1, 0.3, 1 / 3, 0.7, 5e-324, 1.0):
+            schedule = changed(seed_after(*ready(Stage.BLENDING)).schedule, end=target)
+            outcome = judged(Gate.G3, seed={"schedule": schedule, "target": target}, policy=policy)
+            assert (outcome.passed, outcome.score) == (True, 1.0)
+
+    def test_an_alpha_above_the_target_scores_no_more_than_one(self):
+        schedule = changed(seed_after(*ready(Stage.BLENDING)).schedule, end=1.0, steps=0)
+        outcome = judged(Gate.G3, seed={"schedule": schedule, "target": 0.25})
+        assert (outcome.passed, outcome.score) == (True, 1.0)
 
     def test_a_paused_ramp_is_judged_where_it_stands(self):
         assert not judged(Gate.G3, seed={"paused_at": 40}).passed

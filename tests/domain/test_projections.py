@@ -7,9 +7,11 @@ from attrs import evolve as changed
 
 from kasmina.domain import events as e
 from kasmina.domain.errors import UnknownSlot
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.ports import EMPTY_HEAD, Recorded
 from kasmina.domain.projections import Behaviour, SlotView, gate_ledger, slot_view, timeline
-from kasmina.domain.stages import Gate, SeedInput, Stage
+from kasmina.domain.schedules import BlendPlan
+from kasmina.domain.stages import Blend, Gate, Incubator, SeedInput, Stage
 from tests.domain.scenario import (
     ENTERED_AT,
     RUN,
@@ -19,6 +21,7 @@ from tests.domain.scenario import (
     entered,
     epoch,
     paused,
+    planned,
     ready,
     seed_after,
     state_after,
@@ -78,9 +81,59 @@ class TestSlotView:
         for step in range(0, 200, 7):
             assert view(*past).alpha(step) == seed.alpha(step)
 
-    def test_an_incubating_seed_never_hands_its_gradient_on(self):
-        assert view(*entered(Stage.TRAINING)).seed_input is SeedInput.DETACHED
-        assert view(*entered(Stage.BLENDING)).seed_input is SeedInput.OPEN
+    @pytest.mark.parametrize("stage", [stage for stage in Stage if stage.holds_seed])
+    def test_hands_on_what_the_seed_was_germinated_with(self, stage):
+        plan = IncubationPlan(incubator=Incubator.PROXIMAL, penalty=3.0, share=0.5)
+        past = [
+            changed(
+                event,
+                incubation=plan,
+                blend=BlendPlan(blend=Blend.MULTIPLY),
+                seed_input=SeedInput.DETACHED,
+            )
+            if isinstance(event, e.SeedGerminated)
+            else event
+            for event in entered(stage)
+        ]
+        found = view(*past)
+        assert (found.incubation, found.blend) == (plan, Blend.MULTIPLY)
+        assert found.seed_input is SeedInput.DETACHED
+
+    @pytest.mark.parametrize(
+        ("incubator", "behaviour", "learning"),
+        [
+            (Incubator.STRAIGHT_THROUGH, Behaviour.INCUBATE, True),
+            (Incubator.PROXIMAL, Behaviour.INCUBATE, True),
+            (Incubator.REHEARSAL, Behaviour.IDENTITY, True),
+            (Incubator.NONE, Behaviour.IDENTITY, False),
+        ],
+    )
+    def test_only_an_incubator_that_taps_the_host_s_gradient_acts_in_training(
+        self, incubator, behaviour, learning
+    ):
+        past = planned(entered(Stage.TRAINING), incubator=incubator)
+        assert (view(*past).behaviour, view(*past).learning) == (behaviour, learning)
+        resting = view(*past, paused(at=1))
+        assert (resting.behaviour, resting.learning) == (behaviour, False)
+
+    @pytest.mark.parametrize("incubator", Incubator)
+    @pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.TRAINING])
+    def test_outside_of_training_every_seed_acts_alike(self, stage, incubator):
+        found = view(*planned(entered(stage), incubator=incubator))
+        expected = view(*entered(stage))
+        assert (found.behaviour, found.learning) == (expected.behaviour, expected.learning)
+
+    @pytest.mark.parametrize("blend", Blend)
+    @pytest.mark.parametrize("target", [1.0, 0.999, 0.25])
+    def test_only_a_whole_linear_blend_leaves_the_fossil_alone_in_the_forward(self, blend, target):
+        plan = BlendPlan(blend=blend, target=target)
+        found = view(*planned(entered(Stage.FOSSILIZED), blend=plan))
+        alone = blend is Blend.LERP and target == 1.0
+        assert found.behaviour is (Behaviour.SEED if alone else Behaviour.BLEND)
+        assert found.learning
+        assert {found.alpha(step) for step in (0, 110, 10**9)} == {target}
+        before = view(*planned(entered(Stage.PROBATIONARY), blend=plan))
+        assert before.behaviour is Behaviour.BLEND
 
     @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING, Stage.PROBATIONARY])
     def test_a_paused_seed_acts_as_before_without_learning(self, stage):

@@ -15,56 +15,26 @@ from kasmina.domain import commands as c
 from kasmina.domain import events as e
 from kasmina.domain.decide import decide
 from kasmina.domain.errors import KasminaError
-from kasmina.domain.evidence import Comparison, Metric, Violation
+from kasmina.domain.evidence import Metric, Violation
 from kasmina.domain.evolve import evolve, replay
 from kasmina.domain.machine import CULLABLE, EDGES
 from kasmina.domain.observation import observe
-from kasmina.domain.policies import (
-    G2Policy,
-    G3Policy,
-    G4Policy,
-    G5Policy,
-    GatePolicy,
-    MetricCheck,
-    Timeouts,
-)
 from kasmina.domain.progress import advanceable
-from kasmina.domain.projections import slot_view
-from kasmina.domain.schedules import AlphaSchedule, BlendPlan, Curve
-from kasmina.domain.stages import Gate, Leak, Stage, Topology
+from kasmina.domain.projections import Behaviour, slot_view
+from kasmina.domain.schedules import AlphaSchedule
+from kasmina.domain.stages import Blend, Incubator, Leak, Stage, Topology
 from kasmina.domain.state import OBJECTIVES_KEPT
 from tests.domain.scenario import ACCURACY, HOST, LOSS, PROBE, evidence
+from tests.domain.strategies import CANDIDATES, blends, curves, incubations, policies
 
 MOVES = {(edge.source, edge.trigger, edge.target) for edge in EDGES}
-
-LENIENT = GatePolicy(
-    g2=G2Policy(min_improvement=-1e9, min_epochs=0, min_rehearsed_contribution=-1e9),
-    g3=G3Policy(min_alpha=0.0, min_epochs=0),
-    g4=G4Policy(min_agreement=-1.0),
-    g5=G5Policy(min_improvement=-1e9, min_contribution=-1e9, min_stability=0.0),
-    tolerance=1e9,
-    embargo_epochs=1,
-)
-HASTY = changed(
-    LENIENT,
-    g2=G2Policy(),
-    timeouts=Timeouts(germinated=1, training=3, blending=2, shadowing=2, probationary=1),
-)
-CURIOUS = changed(
-    LENIENT,
-    extra_checks=(
-        MetricCheck(gate=Gate.G3, metric="speed", comparison=Comparison.ABOVE, required=0.0),
-    ),
-)
 
 LONGEST = 100
 
 slot_ids = st.sampled_from(["a", "a", "b", "nowhere"])
-policies = st.sampled_from([LENIENT, LENIENT, HASTY, CURIOUS, GatePolicy()])
 figures = st.sampled_from([None, math.nan, math.inf, -math.inf, 0.0, 49.0, 50.0, 51.0, 60.0])
 strides = st.sampled_from([0, 1, 5, 5, 10])
 alphas = st.floats(0.0, 1.0)
-curves = st.sampled_from(Curve)
 
 
 class Runs(RuleBasedStateMachine):
@@ -141,13 +111,14 @@ class Runs(RuleBasedStateMachine):
         epochs=st.integers(1, 6),
         gain=st.sampled_from([1.0, 1.0, 0.0, -1.0]),
         agreement=st.sampled_from([0.95, 0.95, 0.5]),
-        blend=st.sampled_from([0.0, 0.5, 2.0]),
+        incubation=incubations,
+        blend=blends,
     )
-    def train(self, epochs, gain, agreement, blend):
+    def train(self, *, epochs, gain, agreement, incubation, blend):
         """Fill every empty slot, then live through some epochs as a run's ``end_epoch`` would."""
         for slot in tuple(self.state.slots.values()):
             if slot.stage is Stage.DORMANT:
-                self.germinate(slot.slot_id, BlendPlan(epochs=blend))
+                self.germinate(slot.slot_id, incubation, blend)
         for _ in range(epochs):
             self.live(gain, agreement)
 
@@ -167,12 +138,14 @@ class Runs(RuleBasedStateMachine):
             )
         )
         for slot in attached:
-            self.compare(slot.slot_id, agreement, objective, objective - better * gain, 1.0)
+            for n, alpha in enumerate(slot.seed.candidates):  # each better than the one before
+                ours = objective + better * n
+                self.compare(slot.slot_id, agreement, ours, objective - better * gain, alpha)
         for slot in tuple(self.state.slots.values()):
             if advanceable(slot, self.state.policy, step):
                 self.do(c.Advance(step=step, slot_id=slot.slot_id))
 
-    def germinate(self, slot_id, blend):
+    def germinate(self, slot_id, incubation, blend):
         self.do(
             c.Germinate(
                 step=self.state.step,
@@ -182,15 +155,16 @@ class Runs(RuleBasedStateMachine):
                 probe=PROBE,
                 parameters=100,
                 init_seed=1,
+                incubation=incubation,
                 blend=blend,
             )
         )
 
     # --- anyone else -----------------------------------------------------------------------
 
-    @rule(slot_id=slot_ids, epochs=st.sampled_from([0.0, 0.5, 2.0]), curve=curves)
-    def germinate_anywhere(self, slot_id, epochs, curve):
-        self.germinate(slot_id, BlendPlan(epochs=epochs, curve=curve))
+    @rule(slot_id=slot_ids, incubation=incubations, blend=blends)
+    def germinate_anywhere(self, slot_id, incubation, blend):
+        self.germinate(slot_id, incubation, blend)
 
     @rule(slot_id=slot_ids, stride=strides)
     def advance(self, slot_id, stride):
@@ -239,7 +213,7 @@ class Runs(RuleBasedStateMachine):
         agreement=st.sampled_from([None, math.nan, -0.5, 0.95]),
         ours=figures,
         theirs=figures,
-        alpha=alphas,
+        alpha=alphas | st.sampled_from(CANDIDATES),
     )
     def compare_anywhere(self, slot_id, agreement, ours, theirs, alpha):
         self.compare(slot_id, agreement, ours, theirs, alpha)
@@ -347,7 +321,38 @@ class Runs(RuleBasedStateMachine):
                 if not slot.stage.exposed:
                     assert alpha == 0.0
                 elif slot.stage is not Stage.BLENDING and slot.seed.cull_reason is None:
-                    assert alpha == 1.0
+                    assert alpha == slot.seed.target
+
+    @invariant()
+    def the_target_comes_from_the_plan_or_a_recorded_ramp(self):
+        for slot in self.slots():
+            if slot.seed is None:
+                continue
+            assert 0.0 < slot.seed.target <= 1.0
+            if not slot.stage.exposed and slot.stage.holds_seed:
+                assert slot.seed.target == slot.seed.blend.target
+            best = slot.seed.best_rehearsal
+            if best is not None:
+                assert best[0] in slot.seed.candidates
+                assert repr(slot.seed.rehearsals[best[0]]) == repr(best[1])
+
+    @invariant()
+    def a_slot_acts_as_its_plan_says(self):
+        for slot in self.slots():
+            view = slot_view(self.state, slot.slot_id)
+            if not view.stage.holds_seed:
+                assert (view.behaviour, view.learning) == (Behaviour.IDENTITY, False)
+                continue
+            taught = view.incubation.incubator is not Incubator.NONE
+            active = view.stage.exposed or (view.stage is Stage.TRAINING and taught)
+            assert view.learning is (active and view.paused_at is None)
+            if view.behaviour is Behaviour.SEED:
+                assert view.stage is Stage.FOSSILIZED
+                assert (view.blend, view.alpha(self.state.step)) == (Blend.LERP, 1.0)
+            if view.behaviour is Behaviour.INCUBATE:
+                assert view.stage is Stage.TRAINING
+            if view.stage.exposed:
+                assert view.behaviour in {Behaviour.BLEND, Behaviour.SEED}
 
     @invariant()
     def every_slot_can_be_observed(self):

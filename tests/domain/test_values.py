@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from attrs import evolve as changed
 from hypothesis import given as each
 from hypothesis import strategies as st
 
 from kasmina.domain.evidence import Comparison
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.objective import Direction, Objective
 from kasmina.domain.policies import (
     G2Policy,
@@ -18,8 +20,8 @@ from kasmina.domain.policies import (
     Timeouts,
 )
 from kasmina.domain.schedules import BlendPlan
-from kasmina.domain.stages import Gate, Stage
-from tests.domain.scenario import ACCURACY, LOSS
+from kasmina.domain.stages import Blend, Gate, Incubator, Stage
+from tests.domain.scenario import ACCURACY, LOSS, germinate
 
 finite = st.floats(-1e300, 1e300)
 
@@ -60,7 +62,7 @@ class TestPolicy:
         assert (policy.g4.min_shadow_evaluations, policy.g4.min_agreement) == (1, 0.9)
         assert (policy.g5.min_improvement, policy.g5.min_contribution) == (0.0, 0.0)
         assert (policy.g5.min_stability, policy.g5.full_score_improvement) == (0.95, 10.0)
-        assert policy.tolerance == 0.5
+        assert (policy.tolerance, policy.cull_ramp_epochs) == (0.5, 1.0)
 
     @pytest.mark.parametrize(
         "build",
@@ -73,6 +75,8 @@ class TestPolicy:
             lambda: G5Policy(full_score_improvement=math.nan),
             lambda: GatePolicy(tolerance=-0.1),
             lambda: GatePolicy(embargo_epochs=-1),
+            lambda: GatePolicy(cull_ramp_epochs=-0.5),
+            lambda: GatePolicy(cull_ramp_epochs=math.inf),
             lambda: Timeouts(training=0),
             lambda: MetricCheck(gate=Gate.G2, metric="", comparison=Comparison.ABOVE, required=0.0),
         ],
@@ -80,6 +84,40 @@ class TestPolicy:
     def test_thresholds_that_cannot_be_meant_are_not_built(self, build):
         with pytest.raises(ValueError, match="must"):
             build()
+
+
+OUTSIDE = [0.0, -0.1, 1.0000001, math.nan, math.inf]
+
+
+class TestPlans:
+    def test_the_defaults_ramp_a_proximal_seed_up_to_the_seed_itself(self):
+        incubation, blend = IncubationPlan(), BlendPlan()
+        assert (incubation.incubator, incubation.penalty) == (Incubator.PROXIMAL, 10.0)
+        assert (incubation.share, incubation.warmup_steps) == (0.25, 50)
+        assert (blend.blend, blend.target, blend.search) == (Blend.LERP, 1.0, ())
+
+    @pytest.mark.parametrize("value", OUTSIDE)
+    def test_a_target_a_searched_alpha_and_a_share_lie_above_0_and_up_to_1(self, value):
+        with pytest.raises(ValueError, match=r"target must lie in \(0, 1\], got"):
+            BlendPlan(target=value)
+        with pytest.raises(ValueError, match=r"search must lie in \(0, 1\], got"):
+            BlendPlan(search=(0.5, value))
+        with pytest.raises(ValueError, match=r"share must lie in \(0, 1\], got"):
+            IncubationPlan(share=value)
+
+    def test_a_search_is_a_tuple(self):
+        with pytest.raises(TypeError, match=r"search must be of type tuple, got \[0.5, 1.0\]"):
+            BlendPlan(search=[0.5, 1.0])
+
+    @pytest.mark.parametrize("penalty", [0.0, -1.0, math.nan, math.inf])
+    def test_a_penalty_is_above_0(self, penalty):
+        with pytest.raises(ValueError, match="penalty must be finite and above 0"):
+            IncubationPlan(penalty=penalty)
+
+    def test_a_warm_up_is_no_shorter_than_nothing(self):
+        assert IncubationPlan(warmup_steps=0).warmup_steps == 0
+        with pytest.raises(ValueError, match="warmup_steps must be finite and at least 0"):
+            IncubationPlan(warmup_steps=-1)
 
 
 class TestStages:
@@ -115,6 +153,22 @@ class TestStages:
             r"curve must be of type Curve \(SIGMOID, LINEAR, COSINE\)",
         ),
         (lambda: GatePolicy(g2={"min_epochs": 1}), r"g2 must be of type G2Policy, got \{"),
+        (
+            lambda: BlendPlan(blend="lerp"),
+            r"blend must be of type Blend \(LERP, GATED, MULTIPLY\), got 'lerp'",
+        ),
+        (
+            lambda: IncubationPlan(incubator="none"),
+            r"of type Incubator \(STRAIGHT_THROUGH, PROXIMAL, REHEARSAL, NONE\), got 'none'",
+        ),
+        (
+            lambda: IncubationPlan(incubator=Blend.LERP),
+            "incubator must be of type Incubator",
+        ),
+        (
+            lambda: changed(germinate(at=0), incubation=Incubator.NONE),
+            "incubation must be of type IncubationPlan, got <Incubator.NONE",
+        ),
     ],
 )
 def test_text_and_mappings_are_not_taken_for_what_they_name(build, problem):

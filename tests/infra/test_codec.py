@@ -15,10 +15,13 @@ from kasmina.domain import events as e
 from kasmina.domain import validators
 from kasmina.domain.errors import UnreadableEvent
 from kasmina.domain.evidence import Check, Comparison, GateOutcome, Metric
-from kasmina.domain.stages import CullCause, Gate, Topology
+from kasmina.domain.incubation import IncubationPlan
+from kasmina.domain.schedules import BlendPlan
+from kasmina.domain.stages import Blend, CullCause, Gate, Incubator, Leak, Topology
 from kasmina.infra import codec
 from kasmina.infra.upcasters import unchanged, upcast
 from kasmina.testing import caught, run_opened
+from tests.infra.released import EVENTS
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 TEXT = st.one_of(st.text(), st.sampled_from(['{"$float":"nan"}', "$float", "null", '"', "\x00"]))
@@ -34,16 +37,19 @@ def values(cls):
 
 
 OPTIONAL = type(attrs.validators.optional(validators.positive))
+DEEP = type(attrs.validators.deep_iterable(validators.positive))
 
 
 def limits(validator):
+    if isinstance(validator, DEEP):
+        return validator.member_validator
     return validator.validator if isinstance(validator, OPTIONAL) else validator
 
 
 def of_type(hint, limit=None):
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return st.lists(of_type(arguments[0]), max_size=4).map(tuple)
+        return st.lists(of_type(arguments[0], limit), max_size=4).map(tuple)
     if typing.get_origin(hint) is types.UnionType:
         return st.one_of(*(of_type(argument, limit) for argument in arguments))
     if hint is type(None):
@@ -72,6 +78,42 @@ def test_every_event_survives_storage_exactly(cls, data):
     # Canonical: what any other JSON library makes of it with sorted keys, and no NaN outside JSON.
     plain = msgspec.json.decode(encoded.payload)
     assert msgspec.json.encode(plain, order="sorted") == encoded.payload
+
+
+@pytest.mark.parametrize("member", [*Incubator, *Blend, *Leak, *CullCause], ids=str)
+def test_every_way_to_incubate_blend_leak_and_cull_survives_storage(member):
+    match member:
+        case Incubator():
+            event = attrs.evolve(
+                EVENTS["SeedGerminated"], incubation=IncubationPlan(incubator=member)
+            )
+        case Blend():
+            event = attrs.evolve(EVENTS["SeedGerminated"], blend=BlendPlan(blend=member))
+        case Leak():
+            event = attrs.evolve(EVENTS["IsolationViolated"], leak=member)
+        case CullCause():
+            event = attrs.evolve(EVENTS["CullScheduled"], cause=member)
+    encoded = codec.encode(event)
+    assert f'"{member.value}"'.encode() in encoded.payload
+    assert codec.decode(encoded.type.decode(), encoded.schema_version, encoded.payload) == event
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ((b'"target":0.75', b'"target":0'), "target must lie in (0, 1], got 0.0"),
+        ((b"[0.25,0.5]", b"[0.25,1.5]"), "search must lie in (0, 1], got 1.5"),
+        ((b'"share":0.125', b'"share":0'), "share must lie in (0, 1], got 0.0"),
+        ((b'"penalty":2.5', b'"penalty":-1'), "penalty must be finite and above 0"),
+        ((b'"rehearsal"', b'"telepathy"'), "Invalid enum value 'telepathy'"),
+    ],
+)
+def test_a_stored_plan_that_cannot_be_meant_is_not_read(change, problem):
+    stored = codec.encode(EVENTS["SeedGerminated"])
+    forged = stored.payload.replace(*change)
+    assert forged != stored.payload
+    error = caught(UnreadableEvent, codec.decode, "SeedGerminated", 1, forged)
+    assert problem in error.problem
 
 
 def test_an_event_says_its_place():

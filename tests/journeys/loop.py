@@ -79,15 +79,24 @@ class Loop:
         )
 
     def epoch(self, run: Run, evaluate: Callable[[], Mapping[str, float]] | None = None) -> object:
-        self.train(run.step)
+        self.train(run.step, run.rehearse)
         return run.end_epoch(evaluate or self.evaluate)
 
-    def train(self, step: Callable[[], None] = lambda: None) -> None:
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.host(images), labels)
+
+    def train(
+        self,
+        step: Callable[[], None] = lambda: None,
+        rehearse: Callable[..., None] = lambda *_: None,
+    ) -> None:
         self.host.train()
         for chosen in torch.randperm(len(self.images)).split(12):
+            batch = self.images[chosen], self.labels[chosen]
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.host(self.images[chosen]), self.labels[chosen])
+            loss = self.loss(*batch)
             loss.backward()
+            rehearse(self.loss, *batch)
             self.slots.clip_grad_norm_(1.0)
             self.optimizer.step()
             step()

@@ -138,7 +138,7 @@ def test_a_host_with_an_incubating_seed_is_the_host_without_it_bit_for_bit(
             grown.epoch(run)
         assert run.state.step == 200
         assert set(stages(run).values()) == {Stage.TRAINING}
-        assert run.state.slot("2").seed.rehearsal is not None
+        assert run.state.slot("2").seed.best_rehearsal is not None
         assert alone.losses == grown.losses
         assert torch.equal(drawn, torch.get_rng_state())
         theirs = grown.host.state_dict()

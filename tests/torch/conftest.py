@@ -44,7 +44,9 @@ class Returning(nn.Module):
             case "namedtuple":
                 return Pair(features, "extra")
             case "dict":
-                return {"features": features}
+                return {"features": features, "extra": "extra"}
+            case "text":
+                return "extra"
 
 
 def conv_host(*, inplace=False, dropout=0.0):

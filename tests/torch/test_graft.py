@@ -129,6 +129,147 @@ class TestGrafting:
         assert list(graft_host(host, example_inputs=(torch.randn(1, 1, 8, 8),))) == list(slots)
 
 
+class TestPatterns:
+    def test_a_pattern_stands_for_the_paths_it_matches(self, kit):
+        model = nn.ModuleDict({"a": kit.host(), "b": kit.host()})
+        slots = graft(model, {"?.[14]": Topology.CNN, "a.0": Topology.CNN})
+        assert list(slots) == ["a.1", "a.4", "b.1", "b.4", "a.0"]
+
+    def test_a_name_is_not_read_as_a_pattern(self):
+        model = nn.ModuleDict({"conv*": nn.Conv2d(3, 4, 1), "conv1": nn.Conv2d(3, 4, 1)})
+        assert list(graft(model, {"conv*": Topology.CNN})) == ["conv*"]
+
+    def test_a_place_named_twice_is_refused(self, kit):
+        model = kit.host()
+        before = snapshot(model)
+        with pytest.raises(UngraftableModule, match=r"both '1' and '\[14\]' name it; name it once"):
+            graft(model, {NORM: Topology.CNN, "[14]": Topology.CNN})
+        assert_same_state(snapshot(model), before)
+
+    def test_one_that_matches_nothing_names_the_nearest(self, kit):
+        model = nn.ModuleDict({"encoder": kit.host()})
+        with pytest.raises(
+            UnknownModule, match=r"that matches 'encodr\.\*'; did you mean 'encoder"
+        ):
+            graft(model, {"encodr.*": Topology.CNN})
+
+    def test_one_that_hits_what_cannot_be_grafted_is_refused(self, images):
+        model = Wrong()
+        before = snapshot(model)
+        with pytest.raises(UngraftableModule, match="'idle' cannot be grafted"):
+            graft(model, {"*": Topology.CNN}, example_inputs=(images,))
+        assert_same_state(snapshot(model), before)
+
+
+class TestSeries:
+    @pytest.fixture
+    def three(self, kit, view):
+        slots = graft(kit.host(), {NORM: (Topology.CNN,) * 3, LAST: Topology.CNN})
+        for slot_id in list(slots)[:3]:
+            grow(slots, slot_id, view, Behaviour.SEED, seed=kit.seed())
+        slots.model.eval()
+        return slots
+
+    def test_the_slots_at_one_place_are_numbered(self, three):
+        assert list(three) == ["1", "1:2", "1:3", "4"]
+        assert "kasmina.1:2.seed.conv.weight" in three.model.state_dict()
+
+    def test_each_receives_what_the_one_before_it_returned(self, three, images):
+        model = three.model
+        x = nn.BatchNorm2d.forward(model[1], model[0](images))
+        for slot_id in ("1", "1:2", "1:3"):
+            x = three[slot_id].seed(x)
+        assert torch.equal(model[1](model[0](images)), x)
+
+    def test_each_has_a_life_of_its_own(self, three, view, images):
+        model = three.model
+        three["1:2"].detach()
+        x = nn.BatchNorm2d.forward(model[1], model[0](images))
+        x = three["1:3"].seed(three["1"].seed(x))
+        assert torch.equal(model[1](model[0](images)), x)
+        assert not list(three["1:2"].parameters())
+
+    @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_a_copy_goes_through_its_own_slots(self, three, images, way):
+        copied = way(three.model)
+        twins = Slots(copied)
+        assert list(twins) == list(three)
+        assert torch.equal(copied(images), three.model(images))
+        expected = three.model(images)
+        nn.init.constant_(twins["1:3"].seed.norm.weight, 5.0)
+        assert torch.equal(three.model(images), expected)
+        assert not torch.equal(copied(images), expected)
+
+    def test_ungraft_leaves_no_trace(self, kit):
+        model = kit.host()
+        before = snapshot(model)
+        graft(model, {NORM: (Topology.CNN,) * 2}).ungraft()
+        assert_same_state(snapshot(model), before)
+        assert type(model[1]) is nn.BatchNorm2d
+
+    def test_a_run_resumes_each_by_its_name(self, tmp_path, images):
+        from kasmina import Objective, open_run
+
+        def opened(resume=None):
+            torch.manual_seed(7)
+            model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+            slots = graft(model, {"0": (Topology.CNN, Topology.CNN)})
+            optimizer = torch.optim.AdamW(slots.host_parameters(), lr=1e-2)
+            objective = Objective.minimize("loss", unit="nats")
+            url = f"sqlite:///{tmp_path}/k.db"
+            return optimizer, open_run(
+                url, name="r", slots=slots, optimizer=optimizer, objective=objective, resume=resume
+            )
+
+        def train(optimizer, run):
+            for _ in range(2):
+                optimizer.zero_grad()
+                run.slots.model(images).square().mean().backward()
+                optimizer.step()
+                run.step()
+            return {name: value.clone() for name, value in run.slots.model.state_dict().items()}
+
+        optimizer, run = opened()
+        run.germinate("0", blueprint="conv_light")
+        run.germinate("0:2", blueprint="norm")
+        train(optimizer, run)
+        run.checkpoint(tmp_path / "c.pt")
+        expected = train(optimizer, run)
+        run.close()
+        optimizer, again = opened(resume=run.run_id)
+        found = train(optimizer, again)
+        again.close()
+        assert any(name.startswith("kasmina.0:2.seed") for name in expected)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_the_description_is_that_of_the_host(self, kit, three):
+        assert three.describe() == graft(kit.host(), {LAST: Topology.CNN}).describe()
+
+    @pytest.mark.parametrize(
+        ("topologies", "told"),
+        [
+            ((), "no topology is given"),
+            ((Topology.CNN, "cnn"), "'cnn' is no topology"),
+            ((Topology.CNN, Topology.TRANSFORMER), "'1' and '1:2' disagree on its features"),
+        ],
+    )
+    def test_a_series_without_one_topology_is_refused(self, kit, topologies, told):
+        with pytest.raises(UngraftableModule, match=told):
+            graft(kit.host(), {NORM: topologies})
+
+    def test_a_host_names_a_path_as_often_as_it_likes(self):
+        class Doubled(ConvHost):
+            def injection_points(self):
+                once = super().injection_points()["stage0"]
+                return {"first": once, "second": once}
+
+        host = Doubled()
+        slots = graft_host(host)
+        assert list(slots) == ["first", "second"]
+        assert vars(host.stages[0])["_kasmina_slot"].passages == tuple(slots.values())
+
+
 class TestLookingAtFeatures:
     def test_widths_and_shapes_come_from_one_forward(self, kit, images):
         slots = graft(kit.host(), {NORM: Topology.CNN}, example_inputs=(images,))
@@ -292,6 +433,11 @@ class TestRefusals:
         with pytest.raises(UngraftableModule, match="TorchScript"):
             graft(scripted(), {"0": Topology.CNN})
 
+    def test_a_module_that_fx_generated_is_refused_since_its_copies_would_lose_the_slot(self):
+        traced = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()))
+        with pytest.raises(UngraftableModule, match=r"generated by torch\.fx"):
+            graft(nn.Sequential(traced), {"0": Topology.CNN})
+
     @pytest.mark.parametrize(
         ("path", "topology", "told"),
         [
@@ -308,16 +454,22 @@ class TestRefusals:
         assert_same_state(snapshot(model), before)
 
     @pytest.mark.parametrize(
-        ("layer", "told"), [("dict", "returns dict"), ("argmax", "returns int64")]
+        ("returned", "told"),
+        [
+            (lambda x: {"best": x.argmax(1)}, "returns dict"),
+            (lambda x: x.argmax(1), "returns int64"),
+            (lambda x: None, "returns NoneType"),
+            (lambda x: torch.nested.nested_tensor(list(x)), "returns a nested tensor"),
+        ],
     )
-    def test_outputs_that_are_no_features_are_told(self, kit, images, layer, told):
-        class ArgMax(nn.Module):
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+    def test_outputs_that_are_no_features_are_told(self, images, returned, told):
+        class Block(nn.Module):
             def forward(self, x):
-                return x.argmax(1)
+                return returned(x)
 
-        block = kit.returning("dict") if layer == "dict" else ArgMax()
         with pytest.raises(UngraftableModule, match=told):
-            graft(nn.Sequential(block), {"0": Topology.CNN}, example_inputs=(images,))
+            graft(nn.Sequential(Block()), {"0": Topology.CNN}, example_inputs=(images,))
 
     def test_a_layer_that_a_fused_path_bypasses_is_refused(self):
         model = nn.TransformerEncoder(
@@ -329,6 +481,39 @@ class TestRefusals:
                 {"layers.0.linear2": Topology.TRANSFORMER},
                 example_inputs=(torch.randn(2, 4, 8),),
             )
+
+    @pytest.mark.parametrize("path", ["layers.0.linear2", "layers.0.self_attn.out_proj"])
+    def test_where_nobody_looked_a_layer_that_may_be_bypassed_is_refused(self, path):
+        model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        with pytest.raises(UngraftableModule, match=r"may compute without calling it; pass exampl"):
+            graft(model, {path: Topology.TRANSFORMER})
+        with pytest.raises(UngraftableModule, match="the model, a TransformerEncoderLayer, may"):
+            graft(model.layers[0], {"linear2": Topology.TRANSFORMER})
+
+    def test_a_class_that_cannot_be_derived_from_leaves_no_trace(self):
+        class Final(nn.Conv2d):
+            def __init_subclass__(cls):
+                raise TypeError("no more of these")
+
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), Final(4, 4, 1))
+        before = snapshot(model)
+        with pytest.raises(TypeError, match="no more of these"):
+            graft(model, {"0": Topology.CNN, "1": Topology.CNN})
+        assert_same_state(snapshot(model), before)
+
+    @pytest.mark.parametrize("name", ["slot", "paths"])
+    def test_a_module_that_would_hide_a_part_of_the_bank_is_refused(self, name):
+        model = nn.Module()
+        model.add_module(name, nn.Conv2d(3, 4, 1))
+        with pytest.raises(UngraftableModule, match=f"would be called '{name}', as is an attrib"):
+            graft(model, {name: Topology.CNN})
+        assert not any(key.startswith("kasmina") for key, _ in model.named_modules())
+
+    def test_two_slots_of_one_name_are_refused(self):
+        model = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Conv2d(3, 4, 1)})})
+        model.add_module("a/b", nn.Conv2d(3, 4, 1))
+        with pytest.raises(UngraftableModule, match=r"called 'a/b', as is the slot 'a\.b'"):
+            graft(model, {"a.b": Topology.CNN, "a/b": Topology.CNN})
 
     def test_an_unknown_path_names_the_nearest(self, kit):
         model = nn.ModuleDict({"encoder": kit.host()})
@@ -364,6 +549,69 @@ class TestRefusals:
     def test_a_plain_model_has_no_slots(self, kit):
         with pytest.raises(UngraftableModule, match="has no slots"):
             Slots(kit.host())
+
+
+def sharded():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = nn.Sequential(Wrong())
+    fully_shard(model[0], mesh=init_device_mesh("cpu", (1,)))
+    return model
+
+
+def sharded_by_wrapping():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(Wrong(), device_id=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def alone_in_a_group():
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone_in_a_group")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use:UserWarning")
+class TestSeveralProcesses:
+    @pytest.mark.parametrize(
+        ("make", "path", "told"),
+        [
+            (
+                lambda: nn.parallel.DistributedDataParallel(Wrong()),
+                "module.conv",
+                "the model is wrapped in DDP; graft the bare model first, then wrap it",
+            ),
+            (
+                lambda: nn.Sequential(nn.parallel.DistributedDataParallel(Wrong())),
+                "0.module.conv",
+                "'0' is wrapped in DDP; graft the bare model first",
+            ),
+            (
+                sharded_by_wrapping,
+                "_fsdp_wrapped_module.conv",
+                "wrapped in FSDP; graft the bare model first",
+            ),
+            (sharded, "0.conv", "sharded; graft first, then fully_"),
+        ],
+        ids=["DDP", "DDP inside", "FSDP", "fully_shard"],
+    )
+    def test_a_wrapped_model_names_the_right_order(self, make, path, told):
+        model = make()
+        with pytest.raises(UngraftableModule, match=told):
+            graft(model, {path: Topology.CNN})
+        assert not any("kasmina" in name for name, _ in model.named_modules())
+
+    def test_in_the_right_order_the_seed_is_part_of_it(self, kit, view, images):
+        model = kit.host()
+        slots = graft(model, {NORM: Topology.CNN})
+        grow(slots, NORM, view, seed=kit.seed())
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        wrapped(images).square().mean().backward()
+        assert all(p.grad.abs().sum() > 0 for p in slots.seed_parameters())
 
 
 class TestUngraft:

@@ -294,7 +294,13 @@ class TestAFurtherPass:
     def test_of_a_module_that_torch_fuses_away_is_an_error(self):
         layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
         model = nn.TransformerEncoder(layer, 1)
-        slots = graft(model, {"layers.0.linear2": Topology.TRANSFORMER})
+        torch.backends.mha.set_fastpath_enabled(False)  # as it must have been seen, to be grafted
+        slots = graft(
+            model,
+            {"layers.0.linear2": Topology.TRANSFORMER},
+            example_inputs=(torch.randn(2, 3, 8),),
+        )
+        torch.backends.mha.set_fastpath_enabled(True)
         slots["layers.0.linear2"].attach(nn.Linear(8, 8))
         evaluator = Evaluator(slots, Objective.minimize("loss"))
 
@@ -493,6 +499,9 @@ class TestCorrelation:
 
 # torch warns against its own way of tracing autograd functions.
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function:DeprecationWarning")
+# torch warns of what its own compiler does with an autograd function.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 class TestACompiledModel:
     @pytest.fixture
     def counter(self):

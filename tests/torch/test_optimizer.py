@@ -3,12 +3,15 @@
 import copy
 import functools
 import gc
+import inspect
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
+from kasmina.adapters.torch.births import Births
 from kasmina.adapters.torch.optimizer import (
     AlreadyOptimized,
     SeedGroups,
@@ -373,11 +376,119 @@ class TestStepping:
         assert torch.equal(member.weight, before - 1)
 
 
-def test_a_scheduler_that_failed_to_be_built_is_no_obstacle():
-    class Broken(schedulers.LRScheduler):
-        def __init__(self):
-            raise RuntimeError
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer around another one, as accelerate makes it."""
 
-    broken = Broken.__new__(Broken)
-    SeedGroups(sgd(host())).add("s1", seed().parameters())
-    assert any(each is broken for each in gc.get_objects())
+    def __init__(self, inner):
+        self.inner = inner
+
+    @property
+    def param_groups(self):
+        return self.inner.param_groups
+
+
+class Frugal(schedulers.LRScheduler):
+    """Never calls its parent's constructor, and cannot be hashed."""
+
+    __hash__ = None
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+
+    def __eq__(self, other):
+        raise NotImplementedError
+
+
+class Tagged:
+    def __new__(cls, *args, tag):
+        made = super().__new__(cls)
+        made.tag = tag
+        return made
+
+
+class Mixed(schedulers.LambdaLR, Tagged):
+    def __init__(self, optimizer, *, tag):
+        super().__init__(optimizer, lively)
+
+
+class TestAScheduler:
+    @pytest.mark.parametrize(
+        "build",
+        [
+            lambda o: schedulers.LambdaLR(o, lively),
+            lambda o: copy.copy(schedulers.LambdaLR(o, lively)),
+            Frugal,
+            lambda o: Frugal(Wrapper(o)),
+            lambda o: Mixed(o, tag="mine"),
+        ],
+        ids=["plain", "copied", "frugal", "of a wrapper", "mixed"],
+    )
+    def test_is_known_whenever_and_however_it_was_made(self, build):
+        optimizer = sgd(host())
+        first = build(optimizer)
+        groups = SeedGroups(optimizer)
+        groups.add("s1", seed().parameters())
+        second = build(optimizer)
+        groups.add("s2", seed().parameters())
+        assert [len(each.base_lrs) for each in (first, second)] == [4, 4]
+        groups.remove("s1")
+        assert [len(each.base_lrs) for each in (first, second)] == [3, 3]
+
+    def test_of_a_copied_optimizer_is_not_taken_for_the_originals(self):
+        optimizer = sgd(host())
+        scheduler = schedulers.LambdaLR(optimizer, lively)
+        groups = SeedGroups(optimizer)
+        other = copy.deepcopy(scheduler)
+        groups.add("s1", seed().parameters())
+        assert (len(scheduler.base_lrs), len(other.base_lrs)) == (3, 2)
+        SeedGroups(other.optimizer).add("s1", seed().parameters())
+        assert (len(scheduler.base_lrs), len(other.base_lrs)) == (3, 3)
+
+    def test_is_made_and_described_as_ever(self):
+        optimizer = sgd(host())
+        SeedGroups(optimizer)
+        assert Mixed(optimizer, tag="mine").tag == "mine"
+        for kind in (schedulers.LRScheduler, schedulers.LambdaLR):
+            signature = inspect.signature(kind)
+            assert next(iter(signature.parameters)) == "optimizer"
+            assert signature == inspect.signature(kind.__init__.__get__(object()))
+
+    def test_is_not_kept_alive(self):
+        optimizer = sgd(host())
+        SeedGroups(optimizer)
+        scheduler = weakref.ref(schedulers.StepLR(optimizer, 3))
+        gc.collect()
+        assert scheduler() is None
+
+    def test_that_failed_to_be_built_is_no_obstacle(self):
+        class Broken(schedulers.LRScheduler):
+            def __init__(self):
+                raise RuntimeError
+
+        broken = Broken.__new__(Broken)
+        SeedGroups(sgd(host())).add("s1", seed().parameters())
+        assert any(each is broken for each in gc.get_objects())
+
+
+class TestBirths:
+    def test_find_what_was_there_and_note_what_comes_until_it_dies(self):
+        class Thing:
+            pass
+
+        class Other(Thing):
+            pass
+
+        there, calls = [Thing(), Other()], []
+        births = Births(Thing, told=lambda: calls.append(len(there)))
+        assert births.living() == []
+        births.attend()
+        assert set(births.living()) == set(there)
+        there.append(Other())
+        assert set(births.living()) == set(there)
+        assert calls == [2]
+        births.attend()
+        there.append(Thing())
+        assert calls == [2, 3]
+        del there[0]
+        assert set(births.living()) == set(there)

@@ -13,9 +13,10 @@ from kasmina.adapters.torch.slot import SeedSlot, SlotMisuse, Sprout
 from kasmina.adapters.torch.streams import Stream
 from kasmina.domain.errors import FeatureMismatch, UngraftableModule
 from kasmina.domain.evidence import Probe
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.projections import Behaviour
 from kasmina.domain.schedules import AlphaSchedule, Curve
-from kasmina.domain.stages import SeedInput, Topology
+from kasmina.domain.stages import Incubator, SeedInput, Topology
 
 BATCH_NORM = "1"
 
@@ -191,7 +192,7 @@ class TestAlpha:
 
 
 class TestFeatures:
-    @pytest.mark.parametrize("kind", ["tuple", "list", "namedtuple"])
+    @pytest.mark.parametrize("kind", ["tuple", "list", "namedtuple", "dict"])
     def test_the_first_of_several_outputs_goes_through(self, kit, view, images, kind):
         model = nn.ModuleDict({"block": kit.returning(kind)})
         slot = graft(model, {"block": Topology.CNN})["block"]
@@ -201,15 +202,18 @@ class TestFeatures:
         model.eval()
         output = model["block"](images)
         assert type(output) is type(plain)
-        assert torch.equal(output[0], slot.seed(plain[0]))
-        assert output[1] == "extra"
+        (features, extra), (before, _) = (
+            each.values() if kind == "dict" else each for each in (output, plain)
+        )
+        assert torch.equal(features, slot.seed(before))
+        assert extra == "extra"
 
     def test_other_outputs_are_refused(self, kit, view, images):
-        model = nn.ModuleDict({"block": kit.returning("dict")})
+        model = nn.ModuleDict({"block": kit.returning("text")})
         slot = graft(model, {"block": Topology.CNN})["block"]
         slot.attach(kit.seed())
         slot.follow(view("block", Behaviour.SEED), 0)
-        with pytest.raises(UngraftableModule, match="returned dict"):
+        with pytest.raises(UngraftableModule, match="returned str"):
             model["block"](images)
 
     @pytest.mark.parametrize("behaviour", [Behaviour.INCUBATE, Behaviour.BLEND])
@@ -345,14 +349,19 @@ class TestNotFinite:
         assert torch.equal(x.grad, torch.ones_like(x))
         assert slot.nonfinite_outputs == 1
 
-    def test_an_incubating_one_is_counted_too(self, view):
+    @pytest.mark.parametrize("incubator", [Incubator.STRAIGHT_THROUGH, Incubator.PROXIMAL])
+    def test_an_incubating_one_is_counted_where_it_is_watched(self, view, incubator):
+        """Nobody but the seed could suffer, so that no pass is spent on looking every time."""
         slot, seed = make_slot(), nn.Conv2d(8, 8, 1)
         nn.init.constant_(seed.bias, float("inf"))
         slot.attach(seed)
-        slot.follow(view("s", Behaviour.INCUBATE), 0)
-        for _ in range(3):
-            slot(torch.randn(2, 8, 4, 4))
-        assert slot.nonfinite_outputs == 3
+        plan = IncubationPlan(incubator=incubator)
+        slot.follow(changed(view("s", Behaviour.INCUBATE), incubation=plan), 0)
+        for sampled in (1, 2):
+            for _ in range(3):
+                slot(torch.randn(2, 8, 4, 4))
+            assert slot.nonfinite_outputs == sampled
+            slot.watch()
 
 
 class TestHostsThatWorkInPlace:

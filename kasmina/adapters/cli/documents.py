@@ -95,7 +95,13 @@ def replay_document(state: RunState, moments: Sequence[Moment], *, head: int) ->
 def _slot(slot: SlotState, step: int) -> Document:
     seed = None
     if slot.seed is not None:
-        seed = {**values(slot.seed), "alpha": slot.seed.alpha(step)}
+        best = slot.seed.best_rehearsal
+        seed = {
+            **values(slot.seed),
+            "alpha": slot.seed.alpha(step),
+            "rehearsals": [_rehearsal(*tried) for tried in slot.seed.rehearsals.items()],
+            "best_rehearsal": None if best is None else _rehearsal(*best),
+        }
     return {
         "slot_id": slot.slot_id,
         "topology": slot.topology.value,
@@ -111,6 +117,10 @@ def _slot(slot: SlotState, step: int) -> Document:
             for gate, outcome in slot.outcomes.items()
         },
     }
+
+
+def _rehearsal(alpha: float, contribution: float) -> Document:
+    return {"alpha": alpha, "contribution": values(contribution)}
 
 
 def record_document(record: Recorded) -> Document:

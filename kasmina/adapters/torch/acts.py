@@ -15,9 +15,12 @@ from attrs import define
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from kasmina.adapters.torch import leaks, ops, streams
+from kasmina.adapters.torch import graphs, leaks, ops, streams
+from kasmina.adapters.torch.outputs import features_in, with_features
+from kasmina.adapters.torch.surroundings import surroundings
 from kasmina.domain.errors import FeatureMismatch, UngraftableModule
 from kasmina.domain.projections import Behaviour
+from kasmina.domain.stages import Blend, Incubator, SeedInput
 
 if TYPE_CHECKING:
     from kasmina.adapters.torch.slot import SeedSlot
@@ -45,72 +48,148 @@ def identity(slot: "SeedSlot", output: object) -> object:  # noqa: ARG001  # an 
 
 
 def serve(slot: "SeedSlot", output: object) -> object:
-    """Let the features in ``output`` pass: itself, or the first element of a tuple or list."""
+    """Let the features in ``output`` pass: itself, or the first in a container."""
     if isinstance(output, Tensor):
         return slot.inner(slot, output)
-    if not (isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)):
+    features = features_in(output)
+    if features is None:
         raise UngraftableModule(
             slot.slot_id,
-            f"it returned {type(output).__name__}, where a slot needs features",
-            "graft on a module that returns a tensor, or a tuple that begins with one",
+            f"it returned {type(output).__name__}, where a slot needs floating-point features",
+            "graft on a module that returns a tensor of them, alone or in a container",
         )
-    items = (slot.inner(slot, output[0]), *output[1:])
-    kind = type(output)
-    return kind(items) if kind in (tuple, list) else kind(*items)  # the latter a named tuple
+    return with_features(output, slot.inner(slot, features))
 
 
 # --- with the features: what the host shall see ---
 
 
 def live(slot: "SeedSlot", features: Tensor) -> Tensor:
-    """A seed beside its host: the eager act for the present alpha, or the traceable one."""
-    if torch.compiler.is_compiling():
+    """A seed beside its host: the eager act for the present alpha, or the traceable one.
+
+    The transforms of ``torch.func`` get the latter, which looks at no number and at no version.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # noqa: SLF001
         return _mixed(slot, features)
     return slot.eager(slot, features)
 
 
 def alone(slot: "SeedSlot", features: Tensor) -> Tensor:
     """The seed instead of the host: no blend and no guard is left."""
+    if torch.compiler.is_compiling():
+        graphs.depend_on(slot.lease)
     return _seed(slot)(slot.inlet(features))  # type: ignore[no-any-return]  # unguarded
 
 
 def _mixed(slot: "SeedSlot", features: Tensor) -> Tensor:
-    seed = _fitted(slot, features, slot.traced_run(slot, slot.inlet(features)))
-    return ops.mix(features, seed, slot.alpha, slot.incubating, slot.nonfinite_outputs)
+    graphs.depend_on(slot.lease)
+    seen = slot.traced_inlet(slot, features)
+    seed = _fitted(slot, features, slot.traced_run(slot, seen))
+    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    shown = slot.blended(slot, features, seen, seed, sound)
+    return slot.tapped(slot, shown, features, seed)
+
+
+def _blend(slot: "SeedSlot", features: Tensor) -> Tensor:
+    seen = slot.inlet(features)
+    seed = _fitted(slot, features, slot.run(slot, seen))
+    return slot.blended(
+        slot, features, seen, seed, ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    )
 
 
 def _blend_within(slot: "SeedSlot", features: Tensor) -> Tensor:
     seed = _fitted(slot, features, slot.run(slot, slot.inlet(features)))
-    return ops.blend_within(features, seed, slot.alpha, slot.nonfinite_outputs)
+    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    return ops.blend_within(features, seed, slot.alpha, sound)
 
 
 def _blend_at_seed(slot: "SeedSlot", features: Tensor) -> Tensor:
     seed = _fitted(slot, features, slot.run(slot, slot.inlet(features)))
-    return ops.blend_at_seed(features, seed, slot.alpha, slot.nonfinite_outputs)
+    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    return ops.blend_at_seed(features, seed, slot.alpha, sound)
 
 
 def _blend_at_host(slot: "SeedSlot", features: Tensor) -> Tensor:
     seed = _fitted(slot, features, slot.run(slot, slot.inlet(features)))
-    return ops.blend_at_host(features, seed, slot.alpha, slot.nonfinite_outputs)
+    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    return ops.blend_at_host(features, seed, slot.alpha, sound)
 
 
-def blend_at(alpha: float) -> Act:
+def blend_at(alpha: float, blend: Blend) -> Act:
     """The eager act for a blend at ``alpha``, as rounded to the alpha buffer's dtype."""
+    if blend is not Blend.LERP:
+        return _blend
     if alpha == 0.0:
         return _blend_at_host
     return _blend_at_seed if alpha == 1.0 else _blend_within
 
 
-def _incubate(slot: "SeedSlot", features: Tensor) -> Tensor:
-    seed = _fitted(slot, features, slot.run(slot, slot.inlet(features)))
-    ops.count_nonfinite(seed, slot.nonfinite_outputs)
+def _lerped(
+    slot: "SeedSlot",
+    features: Tensor,
+    seen: Tensor,  # noqa: ARG001  # a blend like the others
+    seed: Tensor,
+    sound: Tensor,
+) -> Tensor:
+    return ops.blend(features, seed, slot.alpha, sound)
+
+
+def _gated(slot: "SeedSlot", features: Tensor, seen: Tensor, seed: Tensor, sound: Tensor) -> Tensor:
+    return ops.gated(features, seed, slot.alpha, sound, cast("nn.Module", slot.mixer)(seen))
+
+
+def _multiplied(
+    slot: "SeedSlot",
+    features: Tensor,
+    seen: Tensor,  # noqa: ARG001  # a blend like the others
+    seed: Tensor,
+    sound: Tensor,
+) -> Tensor:
+    return ops.multiplied(features, seed, slot.alpha, sound)
+
+
+BLENDS = {Blend.LERP: _lerped, Blend.GATED: _gated, Blend.MULTIPLY: _multiplied}
+
+
+# --- how an incubating seed gets its gradient ---
+
+
+def _through(slot: "SeedSlot", shown: Tensor, features: Tensor, seed: Tensor) -> Tensor:  # noqa: ARG001
+    return ops.tap(shown, seed, slot.incubating)
+
+
+def _near(slot: "SeedSlot", shown: Tensor, features: Tensor, seed: Tensor) -> Tensor:
+    penalty = slot.view.incubation.penalty
+    return ops.tap_near(shown, seed, slot.incubating, features, penalty)
+
+
+def _untapped(slot: "SeedSlot", shown: Tensor, features: Tensor, seed: Tensor) -> Tensor:  # noqa: ARG001
+    return shown
+
+
+TAPS = {
+    Incubator.STRAIGHT_THROUGH: _through,
+    Incubator.PROXIMAL: _near,
+    Incubator.REHEARSAL: _untapped,
+    Incubator.NONE: _untapped,
+}
+
+
+def _taught(slot: "SeedSlot", features: Tensor, seed: Tensor) -> Tensor:
+    incubation = slot.view.incubation
+    if incubation.incubator is Incubator.PROXIMAL:
+        return ops.incubate_near(features, seed, incubation.penalty)
     return ops.incubate(features, seed)
+
+
+def _incubate(slot: "SeedSlot", features: Tensor) -> Tensor:
+    return _taught(slot, features, _fitted(slot, features, slot.run(slot, features.detach())))
 
 
 def _incubate_copied(slot: "SeedSlot", features: Tensor) -> Tensor:
     seed = _fitted(slot, features, slot.run(slot, _detached_copy(features)))
-    ops.count_nonfinite(seed, slot.nonfinite_outputs)
-    return ops.incubate(features, seed)
+    return _taught(slot, features, seed)
 
 
 def _incubate_first(slot: "SeedSlot", features: Tensor) -> Tensor:
@@ -171,6 +250,24 @@ def inlet(behaviour: Behaviour, *, detached: bool, copied: bool) -> Callable[[Te
     return _gated_copy if copied else ops.gate
 
 
+def _traced_detached(slot: "SeedSlot", features: Tensor) -> Tensor:  # noqa: ARG001
+    return features.detach()
+
+
+def _traced_open(slot: "SeedSlot", features: Tensor) -> Tensor:
+    return ops.valve(features, slot.opened)
+
+
+def traced_inlet(seed_input: SeedInput, *, copied: bool) -> Act:
+    """The same for compiled code, where one graph serves incubation and blend."""
+    act = _traced_detached if seed_input is SeedInput.DETACHED else _traced_open
+    return partial(_copied, act) if copied else act
+
+
+def _copied(act: Act, slot: "SeedSlot", features: Tensor) -> Tensor:
+    return act(slot, features).clone()
+
+
 # --- the seed itself ---
 
 
@@ -211,9 +308,17 @@ def run_watched(slot: "SeedSlot", features: Tensor) -> Tensor:
     if not (slot.training and torch.is_grad_enabled()):
         return slot.traced_run(slot, features)
     before = streams.positions(features.device)
-    glimpse = leaks.watch(_seed(slot), partial(slot.traced_run, slot), features)
+    seed = _seed(slot)
+    glimpse = leaks.watch(
+        seed,
+        partial(slot.traced_run, slot),
+        features,
+        around=surroundings(slot, seed),
+        later=slot.sightings,
+    )
     slot.note(glimpse)
-    slot.writes = slot.writes or glimpse.wrote
+    if isinstance(glimpse.output, Tensor) and slot.view.behaviour is Behaviour.INCUBATE:
+        ops.count_nonfinite(glimpse.output, slot.nonfinite_outputs)
     if glimpse.drew_from:
         slot.stream = streams.Stream.standing(streams.positions(features.device))
         streams.rewind(features.device, before)

@@ -5,13 +5,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import define, frozen
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from kasmina.adapters.torch.acts import described
 from kasmina.adapters.torch.grafted import swap_in, swap_out
+from kasmina.adapters.torch.outputs import features_in
+from kasmina.adapters.torch.places import require_called
 from kasmina.adapters.torch.streams import Stream
 from kasmina.domain.errors import UngraftableModule
 from kasmina.domain.stages import Topology
@@ -30,64 +32,72 @@ class Features:
     shape: tuple[int, ...] | None = None
 
 
-class _Recorder:
-    """A passage that keeps a look at the first output that comes through."""
+@define
+class Sight:
+    """A passage that notes how often a module was called, and what it returned the first time.
 
-    def __init__(self) -> None:
-        self.seen: object = None
+    ``shape`` is that of its features, ``None`` where it returned none.
+    """
+
+    calls: int = 0
+    returned: str = ""
+    shape: tuple[int, ...] | None = None
 
     def forward(self, output: object, /) -> object:
-        if self.seen is None:
-            self.seen = output
+        """The very same output."""
+        if not self.calls:
+            features = features_in(output)
+            if features is not None and features.is_nested:
+                self.returned = "a nested tensor"  # which has no shape
+            elif features is not None:
+                self.returned, self.shape = described(features), tuple(features.shape)
+            else:
+                kind = type(output).__name__
+                self.returned = described(output) if isinstance(output, Tensor) else kind
+        self.calls += 1
         return output
 
 
-def seen(
-    model: nn.Module,
-    places: Mapping[str, tuple[nn.Module, Topology]],
-    example_inputs: tuple[Any, ...],
-) -> dict[str, Features]:
-    """The features at each path, from one forward of ``model`` on ``example_inputs``.
+def look(
+    model: nn.Module, places: Mapping[str, nn.Module], example_inputs: tuple[Any, ...]
+) -> dict[str, Sight]:
+    """What each of the modules did in one forward of ``model`` on ``example_inputs``.
 
     In eval mode and without gradients; modes, buffers and random streams are as before.
     """
-    recorders = {path: _Recorder() for path in places}
+    sights = {path: Sight() for path in places}
     with undisturbed(model), ExitStack() as swapped:
-        for path, (module, _) in places.items():
-            swap_in(module, recorders[path])
+        for path, module in places.items():
+            swap_in(module, sights[path])
             swapped.callback(swap_out, module)
         model.eval()
         with torch.no_grad():
             model(*example_inputs)
-    return {
-        path: _judged(path, topology, recorders[path].seen)
-        for path, (_, topology) in places.items()
-    }
+    return sights
 
 
-def _judged(path: str, topology: Topology, output: object) -> Features:
-    first = output[0] if isinstance(output, tuple | list) and output else output
+def judged(path: str, topology: Topology, sight: Sight) -> Features:
+    """The features that were seen. Raises ``UngraftableModule`` where they serve no such slot."""
     dimensions, channel, layout = _LAYOUTS[topology]
-    if output is None:
+    if not sight.calls:
         raise UngraftableModule(
             path,
             "its forward was not called for the example inputs, in eval mode",
             "graft a module whose output the model uses (fused layers bypass those inside them)",
         )
-    if not isinstance(first, Tensor) or not first.is_floating_point():
-        got = described(first) if isinstance(first, Tensor) else type(output).__name__
+    if sight.shape is None:
         raise UngraftableModule(
             path,
-            f"it returns {got}, where a slot needs floating-point features",
-            "graft a module that returns a tensor, or a tuple that begins with one",
+            f"it returns {sight.returned}, where a slot needs floating-point features",
+            "graft a module that returns a dense tensor of them, alone or in a container",
         )
-    if first.dim() != dimensions:
+    if len(sight.shape) != dimensions:
         raise UngraftableModule(
             path,
-            f"it returns {described(first)}, but {topology.value} features are {layout}",
+            f"it returns {sight.returned}, but {topology.value} features are {layout}",
             "name the topology that its features have, or another module",
         )
-    return Features(width=first.shape[channel], shape=tuple(first.shape))
+    return Features(width=sight.shape[channel], shape=sight.shape)
 
 
 @contextmanager
@@ -111,16 +121,24 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(kept)
 
 
-def inferred(path: str, module: nn.Module) -> Features:
-    """The features that the last layer in ``module`` must give. Raises ``UngraftableModule``."""
-    for layer in reversed(list(module.modules())):
-        width = _width(layer)
-        if width is not None:
-            return Features(width=width)
+def unseen(path: str, modules: Mapping[str, nn.Module], width: int | None) -> Features:
+    """The features of the module at ``path``, of all ``modules``, told without a look at them.
+
+    They have the ``width`` given, or that of the module's last layer. Raises
+    ``UngraftableModule`` where no layer tells, and where only a look could show whether the
+    module is called at all.
+    """
+    require_called(path, modules)
+    if width is not None:
+        return Features(width=width)
+    for layer in reversed(list(modules[path].modules())):
+        known = _width(layer)
+        if known is not None:
+            return Features(width=known)
     raise UngraftableModule(
         path,
-        f"{type(module).__name__} does not tell the width of its features",
-        "pass example_inputs to graft(), which looks at them",
+        f"{type(modules[path]).__name__} does not tell the width of its features",
+        "pass example_inputs, to look at them",
     )
 
 

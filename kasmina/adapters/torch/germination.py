@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from kasmina.adapters.torch import leaks
 from kasmina.adapters.torch.acts import described
+from kasmina.adapters.torch.mixer import Mixer
 from kasmina.adapters.torch.slot import SeedSlot, Sprout
 from kasmina.adapters.torch.streams import Stream, aside
 from kasmina.domain.errors import KasminaError, UnfitSeed
 from kasmina.domain.evidence import Probe
+from kasmina.domain.stages import Blend
 
 __all__ = ["Sprout", "sprout"]
 
@@ -23,13 +25,15 @@ def sprout(
     blueprint_id: str,
     init_seed: int,
     host_parameters: Iterable[Tensor],
+    blend: Blend = Blend.LERP,
 ) -> Sprout:
     """Build a seed for ``slot`` and try one forward and backward of it in training mode.
 
     It is built on the CPU, its weights drawn from a random stream of its own begun at
     ``init_seed``, then moved to the slot's device, dtype and memory format. The trial works on
     drawn features of the slot's shape, not on the host, and leaves the seed's buffers as they were
-    born. ``host_parameters`` are what it must not share: give the host's buffers too.
+    born. ``host_parameters`` are what it must not share: give the host's buffers too. A ``blend``
+    that is gated brings its mixer.
 
     Raises ``UnfitSeed``, naming every defect found. Host, slot and random streams are untouched
     either way.
@@ -52,11 +56,16 @@ def sprout(
         trial = _tried(seed, features)
     if trial.defects:
         raise UnfitSeed(blueprint_id, slot.slot_id, trial.defects) from trial.error
+    mixer = Mixer(slot.topology, slot.width) if blend is Blend.GATED else None
+    if mixer is not None:
+        mixer.to(device=device, dtype=slot.alpha.dtype)
+    grown = (seed,) if mixer is None else (seed, mixer)
     return Sprout(
         module=seed,
         probe=trial.probe,
-        parameters=sum(parameter.numel() for parameter in seed.parameters()),
+        parameters=sum(p.numel() for module in grown for p in module.parameters()),
         stream=stream if trial.drew else None,
+        mixer=mixer,
     )
 
 

@@ -7,8 +7,8 @@ eager call. The slots live in a bank below the root, so that ``.to()``, ``train(
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -18,10 +18,18 @@ from typing_extensions import override
 
 from kasmina.adapters.torch import leaks
 from kasmina.adapters.torch.acts import Visits
-from kasmina.adapters.torch.features import Features, inferred, seen
-from kasmina.adapters.torch.grafted import BANK, SlotBank, is_untouched, swap_in, swap_out
+from kasmina.adapters.torch.features import Features, judged, look, unseen
+from kasmina.adapters.torch.grafted import (
+    BANK,
+    Series,
+    SlotBank,
+    child_name,
+    is_untouched,
+    swap_in,
+    swap_out,
+)
 from kasmina.adapters.torch.hosts import HostProtocol
-from kasmina.adapters.torch.places import resolve
+from kasmina.adapters.torch.places import matching, resolve
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain.errors import KasminaError, UngraftableModule, UnknownSlot
 from kasmina.domain.evidence import HostDescription
@@ -172,64 +180,129 @@ class Slots(Mapping[str, SeedSlot]):
 
 def graft(
     model: nn.Module,
-    targets: Mapping[str, Topology],
+    targets: Mapping[str, Topology | tuple[Topology, ...]],
     *,
     example_inputs: tuple[Any, ...] | None = None,
 ) -> Slots:
     """Give ``model`` a slot after each module in ``targets``, named by its path.
 
+    A key is a path, or a pattern of paths as ``targets()`` takes it, which lists what a pattern
+    would hit and what stands in the way; that list is a mapping for ``graft`` too. A tuple of
+    topologies puts several slots in series at the place: ``"layer2"``, ``"layer2:2"``, and so on,
+    each receiving what the one before it returned.
+
     With ``example_inputs``, the positional arguments of one small forward, widths and shapes are
     looked at, in eval mode and without a trace; without, the width is that of the last layer in
-    the module. Graft before compiling or wrapping the model. A target must return features, or a
-    tuple or list that begins with them. While grafted, the model has one more child, ``kasmina``;
-    in an ``nn.Sequential`` that is the last layer, and passes its input on.
+    the module. Graft before compiling or wrapping the model. The features of a target are the
+    first floating-point tensor it returns, alone or in a tuple, list, dict or dataclass. While
+    grafted, the model has one more child, ``kasmina``; in an ``nn.Sequential`` that is the last
+    layer, and passes its input on.
 
     Raises ``UnknownModule`` and ``UngraftableModule``, with nothing changed.
     """
-    points = {path: _Point(path, topology, None) for path, topology in targets.items()}
-    return _graft(model, points, example_inputs)
+    return _graft(model, tuple(_points(model, targets)), example_inputs)
 
 
 def graft_host(host: HostProtocol, *, example_inputs: tuple[Any, ...] | None = None) -> Slots:
-    """``graft`` at the injection points that ``host``, a module, names itself."""
+    """``graft`` at the injection points that ``host``, a module, names itself.
+
+    Points with the same path are in series, in the order in which they are named.
+    """
     if not isinstance(host, nn.Module):
         raise TypeError(f"a host must be an nn.Module, got {type(host).__name__}")
-    points = {
-        slot_id: _Point(point.path, point.topology, point.width)
+    points = tuple(
+        _Point(slot_id, point.path, point.topology, point.width)
         for slot_id, point in host.injection_points().items()
-    }
+    )
     return _graft(host, points, example_inputs)
 
 
 class _Point(NamedTuple):
+    slot_id: str
     path: str
     topology: Topology
     width: int | None
 
 
+def _points(
+    model: nn.Module, targets: Mapping[str, Topology | tuple[Topology, ...]]
+) -> Iterator[_Point]:
+    named: dict[str, str] = {}
+    for where, topologies in targets.items():
+        series = topologies if isinstance(topologies, tuple) else (topologies,)
+        if not series:
+            raise UngraftableModule(where, "no topology is given", "give one for each slot")
+        for path in matching(model, where):
+            if path in named:
+                raise UngraftableModule(
+                    path,
+                    f"both {named[path]!r} and {where!r} name it",
+                    "name it once; for several slots there, give a tuple of topologies",
+                )
+            named[path] = where
+            for number, topology in enumerate(series, start=1):
+                slot_id = path if number == 1 else f"{path}:{number}"
+                yield _Point(slot_id, path, topology, None)
+
+
 def _graft(
-    model: nn.Module, points: Mapping[str, _Point], example_inputs: tuple[Any, ...] | None
+    model: nn.Module, points: tuple[_Point, ...], example_inputs: tuple[Any, ...] | None
 ) -> Slots:
-    for point in points.values():
-        _require_topology(point.path, point.topology)
-    modules = resolve(model, {slot_id: point.path for slot_id, point in points.items()})
-    features = _features(model, points, modules, example_inputs)
+    at = _by_path(points)
+    _require_nameable(points)
+    modules = resolve(model, at)
+    features = _features(model, at, example_inputs)
     slots = {
-        slot_id: SeedSlot(
-            slot_id,
+        point.slot_id: SeedSlot(
+            point.slot_id,
             topology=point.topology,
-            width=features[slot_id].width,
-            feature_shape=features[slot_id].shape,
-            device=_reference(model, modules[slot_id]).device,
-            dtype=_reference(model, modules[slot_id]).dtype,
+            width=features[point.path].width,
+            feature_shape=features[point.path].shape,
+            device=_reference(model, modules[point.path]).device,
+            dtype=_reference(model, modules[point.path]).dtype,
         )
-        for slot_id, point in points.items()
+        for point in points
     }
-    bank = SlotBank(slots, {slot_id: point.path for slot_id, point in points.items()})
-    model.add_module(BANK, bank.train(model.training))
-    for slot_id, module in modules.items():
-        swap_in(module, slots[slot_id])
+    bank = SlotBank(slots, {point.slot_id: point.path for point in points}).train(model.training)
+    with ExitStack() as undo:
+        for path, module in modules.items():
+            series = [slots[point.slot_id] for point in at[path]]
+            swap_in(module, series[0] if len(series) == 1 else Series(series))
+            undo.callback(swap_out, module)
+        model.add_module(BANK, bank)
+        undo.pop_all()
     return Slots(model)
+
+
+def _by_path(points: Iterable[_Point]) -> dict[str, list[_Point]]:
+    """The points at each path, all of which agree on its features."""
+    at: dict[str, list[_Point]] = {}
+    for point in points:
+        _require_topology(point.path, point.topology)
+        series = at.setdefault(point.path, [])
+        series.append(point)
+        first = series[0]
+        if (first.topology, first.width) != (point.topology, point.width):
+            raise UngraftableModule(
+                point.path,
+                f"its slots {first.slot_id!r} and {point.slot_id!r} disagree on its features",
+                "give all slots at one place the same topology and width",
+            )
+    return at
+
+
+def _require_nameable(points: Iterable[_Point]) -> None:
+    """Each slot becomes a child of the bank, of which there is one of each name."""
+    taken = dict.fromkeys(dir(SlotBank({}, {})), "an attribute of every bank of slots")
+    for point in points:
+        name = child_name(point.slot_id)
+        if name in taken:
+            raise UngraftableModule(
+                point.path,
+                f"its slot would be called {name!r}, as is {taken[name]}",
+                "rename the module, or name its slot in injection_points()",
+            )
+        taken[name] = f"the slot {point.slot_id!r}"
 
 
 def _require_topology(path: str, topology: object) -> None:
@@ -240,31 +313,23 @@ def _require_topology(path: str, topology: object) -> None:
 
 def _features(
     model: nn.Module,
-    points: Mapping[str, _Point],
-    modules: Mapping[str, nn.Module],
+    at: Mapping[str, list[_Point]],
     example_inputs: tuple[Any, ...] | None,
 ) -> dict[str, Features]:
-    if example_inputs is not None:
-        found = seen(
-            model,
-            {slot_id: (modules[slot_id], point.topology) for slot_id, point in points.items()},
-            example_inputs,
-        )
-        for slot_id, point in points.items():
-            if point.width not in (None, found[slot_id].width):
-                raise UngraftableModule(
-                    point.path,
-                    f"its features are {found[slot_id].width} wide, not {point.width} as the "
-                    f"host's injection point says",
-                    "mend injection_points()",
-                )
-        return found
-    return {
-        slot_id: inferred(point.path, modules[slot_id])
-        if point.width is None
-        else Features(width=point.width)
-        for slot_id, point in points.items()
-    }
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if example_inputs is None:
+        return {path: unseen(path, modules, points[0].width) for path, points in at.items()}
+    sights = look(model, {path: modules[path] for path in at}, example_inputs)
+    found = {path: judged(path, at[path][0].topology, sight) for path, sight in sights.items()}
+    for path, points in at.items():
+        if points[0].width not in (None, found[path].width):
+            raise UngraftableModule(
+                path,
+                f"its features are {found[path].width} wide, not {points[0].width} as the "
+                f"host's injection point says",
+                "mend injection_points()",
+            )
+    return found
 
 
 def _reference(model: nn.Module, module: nn.Module) -> Tensor:

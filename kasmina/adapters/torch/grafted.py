@@ -1,7 +1,7 @@
 """The class swap: a target keeps its name, its attributes and its place, and gains a slot."""
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, Protocol, SupportsIndex, cast
 from weakref import WeakKeyDictionary, ref
@@ -20,6 +20,19 @@ class Passage(Protocol):
 
     def forward(self, output: object, /) -> object:
         """What comes out in its place."""
+
+
+class Series:
+    """Several passages at one place, one after the other."""
+
+    def __init__(self, passages: Iterable[Passage]) -> None:
+        self.passages = tuple(passages)
+
+    def forward(self, output: object, /) -> object:
+        """What comes out of the last."""
+        for passage in self.passages:
+            output = passage.forward(output)
+        return output
 
 
 class _Nowhere:
@@ -46,9 +59,11 @@ def _grafted_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _make(base: type[nn.Module]) -> type[nn.Module]:
-    @wraps(base.forward)
     def forward(self: Any, *args: object, **kwargs: object) -> object:  # noqa: ANN401
         return self._kasmina_slot.forward(base.forward(self, *args, **kwargs))
+
+    # Code of its own for each class: compiled graphs are kept with the code, and up to a limit.
+    forward.__code__ = forward.__code__.replace()
 
     def reduce(self: nn.Module, protocol: SupportsIndex) -> tuple[object, ...]:
         # The class was made at run time: copies and pickles name the original and graft it again.
@@ -62,7 +77,7 @@ def _make(base: type[nn.Module]) -> type[nn.Module]:
             __qualname__=base.__qualname__,
             __doc__=base.__doc__,
             __reduce_ex__=reduce,
-            forward=forward,
+            forward=wraps(base.forward)(forward),
             _kasmina_slot=_NOWHERE,
         )
 
@@ -80,9 +95,8 @@ def _revive(
 
 def swap_in(module: nn.Module, passage: Passage) -> None:
     """Let the output of ``module`` go through ``passage``."""
-    made = _grafted_class(type(module))
+    module.__class__ = _grafted_class(type(module))
     vars(module)[_SLOT] = passage  # not setattr: the bank owns the slot, this is a reference
-    module.__class__ = made
 
 
 def is_grafted(module: nn.Module) -> bool:

@@ -29,7 +29,10 @@ class HostProtocol(Protocol):
     """A host that names its injection points itself. Structural: no base class is needed."""
 
     def injection_points(self) -> Mapping[str, InjectionPoint]:
-        """The points by slot name, from the host's input to its output."""
+        """The points by slot name, from the host's input to its output.
+
+        Points with the same path are slots in series, in their order.
+        """
 
 
 class ConvStage(nn.Sequential):

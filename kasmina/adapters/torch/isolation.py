@@ -1,8 +1,10 @@
 """What is observed of seeds while they train: real leaks, gradients, and values not finite.
 
-Sampled every so many steps, because looking has a cost; a sampled step and another one leave the
-same bits in the host. A compiled forward cannot be watched, so a seed that nobody saw run since
-the last evidence is tried on drawn features instead, aside from the host.
+Sampled every so many steps, because looking has a cost (``benchmarks/results/isolation.md``); a
+sampled step and another one leave the same bits in the host. A compiled forward cannot be watched,
+so a seed that nobody saw run since the last evidence is tried on drawn features instead. Whatever
+it does to the host meanwhile is undone, which takes a copy of the host's tensors: at that moment,
+between two epochs, no activations are held, and nothing else can undo what a stranger's code did.
 """
 
 from collections import Counter
@@ -14,11 +16,12 @@ from torch import Tensor
 
 from kasmina.adapters.torch import leaks, ops
 from kasmina.adapters.torch.graft import Slots
+from kasmina.adapters.torch.randomness import undisturbed
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.adapters.torch.streams import Stream, aside
+from kasmina.adapters.torch.surroundings import Copies, Habitat
 from kasmina.domain.evidence import Violation
 from kasmina.domain.projections import Behaviour
-from kasmina.domain.stages import Leak
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -28,7 +31,8 @@ class SlotObservation:
     """What was observed of a slot's seed since the last reset.
 
     ``gradient_norm`` is the Euclidean norm over the seed's parameters at the last sampled step,
-    ``None`` if none was sampled. Outputs are counted in every forward, gradients in every sample.
+    ``None`` if none was sampled. Gradients are counted in every sample; outputs too while the host
+    does not see them, and in every forward from then on.
     """
 
     gradient_norm: float | None = None
@@ -50,6 +54,7 @@ class Monitor:
         self.every = every
         self._steps = 0
         self._due = False
+        self._habitat = Habitat(slots.model, slots.values())
 
     def resume(self, steps: int) -> None:
         """Go on after so many steps, with the samples that would have come next."""
@@ -60,6 +65,7 @@ class Monitor:
         """Count a training step; after every so many, the next one is sampled."""
         self._steps += 1
         self._due = self._steps % self.every == 0
+        self._habitat.refresh()
         if self._due:
             for slot in self.slots.values():
                 slot.watch()
@@ -76,9 +82,8 @@ class Monitor:
 
     def collect(self) -> dict[str, SlotObservation]:
         """Everything observed since the last ``reset``, by slot: one copy from each device."""
-        for slot in self.slots.values():
-            if slot.learning and not slot.seen:
-                _look_aside(slot)
+        self._habitat.refresh()
+        self._look_aside()
         figures = _figures(self.slots)
         return {
             slot_id: SlotObservation(
@@ -92,18 +97,28 @@ class Monitor:
 
     def reset(self) -> None:
         """Begin anew: counters at zero, the next step sampled."""
+        self._habitat.refresh()
         for slot in self.slots.values():
             slot.forget()
+
+    def _look_aside(self) -> None:
+        """Try the seeds that learn and that no watched forward has shown."""
+        copies: Copies | None = None
+        for slot in self.slots.values():
+            # A fossil is part of its host.
+            if slot.learning and not slot.seen and slot.view.behaviour is not Behaviour.SEED:
+                copies = copies or Copies(self.slots.model)
+                _try(slot, self._habitat, copies)
 
     def _violations(self, slot: SeedSlot) -> Iterator[Violation]:
         if slot.seed is None:
             return
         names = {id(tensor): name for name, tensor in leaks.tensors(self.slots.model)}
         counts = Counter((seen.leak, _name(seen.subject, names)) for seen in slot.sightings)
+        for shared in leaks.sharing(slot.seed, self._habitat.around(slot.seed)):
+            counts[shared.leak, _name(shared.subject, names)] = 1  # it lasts, and is one
         for (leak, subject), count in counts.items():
             yield Violation(leak=leak, count=count, subject=subject)
-        for own, host, _ in leaks.shared(slot.seed, self.slots.host_tensors()):
-            yield Violation(leak=Leak.SHARED_PARAMETER, count=1, subject=f"{own} is {host}")
 
 
 def _name(subject: Tensor | str, names: dict[int, str]) -> str:
@@ -123,13 +138,13 @@ def _take_norm(slot: SeedSlot) -> None:
         ops.count_nonfinite(slot.gradient_norm, slot.nonfinite_gradients)
 
 
-def _look_aside(slot: SeedSlot) -> None:
-    """Try the seed on drawn features, where no watched forward showed what it does."""
-    if slot.seed is None or slot.view.behaviour not in (Behaviour.INCUBATE, Behaviour.BLEND):
-        return
-    with aside(Stream(slot.step), slot.alpha.device), leaks.buffers_kept(slot.seed):
-        glimpse = leaks.watch(slot.seed, slot.seed, slot.draw_features())
-    slot.note(glimpse)
+def _try(slot: SeedSlot, habitat: Habitat, copies: Copies) -> None:
+    """Note what the seed does with drawn features; the model is left as it was copied."""
+    if slot.seed is not None:
+        with undisturbed(), aside(Stream(slot.step), slot.alpha.device):
+            features = slot.inlet(slot.draw_features().requires_grad_())
+            slot.note(leaks.examine(slot.seed, features, habitat, copies))
+        slot.choose()
 
 
 def _figures(slots: Slots) -> dict[str, tuple[float, ...]]:

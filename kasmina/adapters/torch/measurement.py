@@ -183,7 +183,7 @@ class Evaluator:
             stack.enter_context(undisturbed(devices_of(model)))
             if self._began is not None:
                 self._began.restore()
-            stack.enter_context(_eagerly())
+            stack.enter_context(eagerly())
             stack.enter_context(torch.no_grad())
             stack.enter_context(_kept(model))
             for module, training in self._modes:
@@ -322,7 +322,7 @@ def _metric(name: object, value: object) -> Metric:
 
 
 @contextmanager
-def _eagerly() -> Iterator[None]:
+def eagerly() -> Iterator[None]:
     """Run compiled code eagerly, where the compiler is loaded at all (which takes a second)."""
     if "torch._dynamo" not in sys.modules:
         yield

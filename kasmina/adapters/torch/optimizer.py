@@ -2,21 +2,15 @@
 
 Layout: the host's groups come first, untouched; a seed's group is appended at its germination and
 taken away at its cull. ``SEED_KEY`` in a group holds the seed's identifier, ``RATIO_KEY`` the
-ratio. Both are ordinary group options, so they travel in the optimizer's own ``state_dict``.
+ratio, and in a group that warms up ``WARMUP_KEY`` holds the length of the warm-up and
+``LEARNED_KEY`` how many steps of it are over. All are ordinary group options, so they travel in
+the optimizer's own ``state_dict``.
 
-A learning-rate scheduler needs no word about any of it:
-
-- Before each step a seed's rate is set to the ratio times the rate of the host's first group, so
-  it follows whatever changes that rate: a scheduler of torch or of another library, or a loop
-  that writes ``group["lr"]`` itself.
-- Several of torch's schedulers hold one value per group in fixed lists and refuse a group that
-  came later (``LambdaLR``, ``CosineAnnealingLR``, ``CyclicLR`` and others). Those of this
-  optimizer are found among the live objects, since an optimizer does not know its schedulers, and
-  get an entry for each group added. What ``gc.freeze()`` has hidden cannot be found: freeze
-  before the schedulers are built.
+Before each step a seed's rate is set to the ratio times the rate of the host's first group, so it
+follows whatever changes that rate: a scheduler of torch or of another library, or a loop that
+writes ``group["lr"]`` itself. Schedulers need no word about the seeds (see ``schedulers``).
 """
 
-import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -24,22 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
+from kasmina.adapters.torch import schedulers
+from kasmina.adapters.torch.schedulers import Rate, scaled
+from kasmina.adapters.torch.shield import Shields
+from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain.errors import KasminaError, UnknownName
 
 SEED_KEY = "kasmina_seed"
 RATIO_KEY = "kasmina_ratio"
+WARMUP_KEY = "kasmina_warmup"
+LEARNED_KEY = "kasmina_learned"
 
-# The options of a group by which schedulers compute, and the lists in which they keep one value
-# for each group (torch 2.6 to 2.13).
+# The options of a group by which schedulers compute (torch 2.6 to 2.13).
 _SCALED_OPTIONS = ("lr", "initial_lr", "max_lr", "min_lr")
-_SCALED_LISTS = frozenset({"_last_lr", "base_lrs", "max_lrs", "min_lrs"})
-_COPIED_LISTS = frozenset({"base_momentums", "lr_lambdas", "max_momentums"})
 
 Group = dict[str, Any]
-Rate = float | Tensor
 
 
 class UnknownSeed(UnknownName):
@@ -92,6 +87,8 @@ class SeedGroups:
                 "use an optimizer with parameter groups, such as AdamW or SGD",
             )
         self.optimizer = optimizer
+        schedulers.attend()
+        self._shields = Shields()
         self._following = optimizer.register_step_pre_hook(self._follow)
 
     @property
@@ -142,6 +139,7 @@ class SeedGroups:
         *,
         learning_rate: float | None = None,
         weight_decay: float | None = None,
+        warmup_steps: int = 0,
     ) -> None:
         """Append a group with all of a seed's parameters, also those that do not learn at present.
 
@@ -150,24 +148,27 @@ class SeedGroups:
         0.005. Left out, seed and host have the same rate, and so for ``weight_decay``. All other
         options are those of the host's first group.
 
+        Over the first ``warmup_steps`` steps in which the seed learns, that is has a gradient, its
+        rate rises linearly to the full one: an optimizer that divides by the gradient's size takes
+        its first steps at full length, whatever their worth. A step that was captured as a CUDA
+        graph keeps the rate it was captured at: capture it after the warm-up.
+
         Raises as ``check``, with nothing changed.
         """
         wanted = list(parameters)
         self.check(seed_id, wanted, learning_rate=learning_rate, weight_decay=weight_decay)
-        leader, before = self._leader(), len(self.optimizer.param_groups)
+        leader = self._leader()
         ratio = 1.0 if learning_rate is None else learning_rate / _given_rate(leader)
         options = _options(leader, ratio)
         if weight_decay is not None:
             options["weight_decay"] = weight_decay
+        if warmup_steps > 0:
+            options |= {WARMUP_KEY: warmup_steps, LEARNED_KEY: 0}
         # An optimizer built from named parameters takes named ones only, and the reverse.
         named = [(f"{seed_id}.{position}", each) for position, each in enumerate(wanted)]
         options["params"] = named if "param_names" in leader else wanted
-        schedulers = _schedulers_of(self.optimizer)
         self.optimizer.add_param_group({**options, SEED_KEY: seed_id, RATIO_KEY: ratio})
-        for scheduler in schedulers:
-            for name, values in _lists(scheduler, before):
-                entry = values[0]
-                values.append(_scaled(entry, ratio) if name in _SCALED_LISTS else entry)
+        schedulers.admit(self.optimizer, ratio)
 
     def remove(self, seed_id: str) -> None:
         """Take away the seed's group and its parameters' state; nothing else is touched.
@@ -178,11 +179,17 @@ class SeedGroups:
             raise UnknownSeed(seed_id, self.seeds)
         groups = self.optimizer.param_groups
         index = next(i for i, g in enumerate(groups) if SEED_KEY in g and g[SEED_KEY] == seed_id)
-        for scheduler in _schedulers_of(self.optimizer):
-            for _, values in _lists(scheduler, len(groups)):
-                del values[index]
+        schedulers.dismiss(self.optimizer, index)
         for parameter in groups.pop(index)["params"]:
             self.optimizer.state.pop(parameter, None)
+
+    def shield(self, slot: SeedSlot) -> None:
+        """Hide from AMP scalers what is not finite in the gradient of an incubating seed.
+
+        Call it whenever the slot was shown another view, or lost its seed: it then does as the
+        view asks. Where no scaler is in use, it does nothing.
+        """
+        self._shields.follow(slot)
 
     def on_step(self, callback: Callable[[], None]) -> RemovableHandle:
         """Call ``callback`` before each step, when gradients are final.
@@ -196,19 +203,22 @@ class SeedGroups:
         return self.optimizer.register_step_pre_hook(before_step)
 
     def close(self) -> None:
-        """Take away every seed and the hook: the optimizer is as it was."""
+        """Take away every seed and the hooks: the optimizer is as it was."""
         for seed_id in self.seeds:
             self.remove(seed_id)
+        self._shields.close()
         self._following.remove()
 
     def _leader(self) -> Group:
         return next(group for group in self.optimizer.param_groups if SEED_KEY not in group)
 
     def _follow(self, _optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+        self._shields.count(self.optimizer)
         rate = self._leader()["lr"]
         for group in self.optimizer.param_groups:
             if SEED_KEY in group:
-                _assign_rate(group, _scaled(rate, group[RATIO_KEY]))
+                wanted = scaled(rate, group[RATIO_KEY])
+                _assign_rate(group, _warmed(group, wanted) if WARMUP_KEY in group else wanted)
 
 
 def seed_order(groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -231,15 +241,19 @@ def _options(leader: Group, ratio: float) -> Group:
     options = {k: deepcopy(v) for k, v in leader.items() if k not in {"params", "param_names"}}
     for name in _SCALED_OPTIONS:
         if name in options:
-            options[name] = _scaled(options[name], ratio)
+            options[name] = scaled(options[name], ratio)
     return options
 
 
-def _scaled(value: Rate, ratio: float) -> Rate:
-    """``value * ratio``, never the same tensor."""
-    if isinstance(value, Tensor):
-        return value.clone() if ratio == 1.0 else value * ratio
-    return value if ratio == 1.0 else value * ratio
+def _warmed(group: Group, rate: Rate) -> Rate:
+    """The part of ``rate`` that the warm-up has reached, which this step takes further."""
+    step = group[LEARNED_KEY] + 1
+    warm = scaled(rate, step / group[WARMUP_KEY])
+    if any(parameter.grad is not None for parameter in group["params"]):
+        group[LEARNED_KEY] = step
+        if step >= group[WARMUP_KEY]:
+            del group[WARMUP_KEY], group[LEARNED_KEY]
+    return warm
 
 
 def _assign_rate(group: Group, rate: Rate) -> None:
@@ -249,22 +263,3 @@ def _assign_rate(group: Group, rate: Rate) -> None:
             group["lr"].copy_(torch.as_tensor(rate))
     else:
         group["lr"] = rate
-
-
-def _schedulers_of(optimizer: Optimizer) -> list[LRScheduler]:
-    """Every live scheduler of ``optimizer``, also one that holds a wrapper of it."""
-    # type() and not isinstance(): the latter runs the code of lazy proxies among the objects.
-    found = [each for each in gc.get_objects() if issubclass(type(each), LRScheduler)]
-    # One whose constructor raised may still be alive in a traceback, without an optimizer.
-    built = [each for each in found if "optimizer" in vars(each)]
-    return [each for each in built if each.optimizer.param_groups is optimizer.param_groups]
-
-
-def _lists(scheduler: LRScheduler, groups: int) -> list[tuple[str, list[Any]]]:
-    """The scheduler's lists with one value for each of ``groups``."""
-    return [
-        (name, values)
-        for name, values in vars(scheduler).items()
-        if name in _SCALED_LISTS | _COPIED_LISTS
-        if isinstance(values, list) and len(values) == groups
-    ]

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kasmina.adapters.torch import acts
-from kasmina.adapters.torch.leaks import Glimpse, Sighting
+from kasmina.adapters.torch.graphs import Lease, make_room
+from kasmina.adapters.torch.leaks import Glimpse
 from kasmina.adapters.torch.streams import Stream
+from kasmina.adapters.torch.surroundings import Sighting
 from kasmina.domain.errors import KasminaError
 from kasmina.domain.evidence import Probe
 from kasmina.domain.projections import Behaviour, SlotView
@@ -36,13 +38,14 @@ class Sprout:
     """A new seed that was probed and fits its slot.
 
     ``parameters`` counts all entries of all its parameters. ``stream`` is the seed's own random
-    stream, ``None`` for a seed that was not seen to draw.
+    stream, ``None`` for a seed that was not seen to draw. ``mixer`` weighs it in a gated blend.
     """
 
     module: nn.Module
     probe: Probe
     parameters: int
     stream: Stream | None
+    mixer: nn.Module | None = None
 
     @property
     def draws_randomness(self) -> bool:
@@ -56,17 +59,20 @@ class SeedSlot(nn.Module):
     Receives the output of the module it is grafted on, and returns what the host shall see. The
     features of a ``CNN`` slot are ``(batch, width, height, width)``, of a ``TRANSFORMER`` slot
     ``(batch, positions, width)``. An empty slot has no parameters and nothing in ``state_dict``;
-    a seed's tensors appear below ``seed``.
+    a seed's tensors appear below ``seed``, those of a gated blend's weight below ``mixer``.
 
     ``alpha`` is a 0-dim buffer filled in place, so that compiled code follows it without a
     recompile; it has the features' dtype. ``nonfinite_outputs`` counts, on the device, the forwards
-    in which the seed's output was not finite.
+    in which the seed's output was not finite: all of them once the host sees it, before that those
+    that are watched.
     """
 
     seed: nn.Module | None
+    mixer: nn.Module | None
     _act: acts.Outer
     alpha: Tensor
     incubating: Tensor
+    opened: Tensor
     nonfinite_outputs: Tensor
     nonfinite_gradients: Tensor
 
@@ -86,9 +92,11 @@ class SeedSlot(nn.Module):
         self.width = width
         self.feature_shape = _probe_shape(topology, width, feature_shape)
         self.register_module("seed", None)
+        self.register_module("mixer", None)
         for name, kind in (
             ("alpha", dtype),
             ("incubating", dtype),
+            ("opened", dtype),
             ("nonfinite_outputs", torch.int64),
             ("nonfinite_gradients", torch.int64),
         ):
@@ -97,7 +105,8 @@ class SeedSlot(nn.Module):
         self._vacate()
 
     def _vacate(self) -> None:
-        self.seed = None
+        self.seed = self.mixer = None
+        self.lease = Lease()
         self.stream: Stream | None = None
         self.sightings: list[Sighting] = []
         self.gradient_norm: Tensor | None = None
@@ -115,24 +124,29 @@ class SeedSlot(nn.Module):
     def forward(self, output: object) -> object:
         """What the host shall see in place of ``output``.
 
-        ``output`` is the features, or a tuple or list whose first element they are. Raises
-        ``FeatureMismatch`` if the seed does not keep their shape and dtype.
+        ``output`` is the features, or a container whose first floating-point tensor they are
+        (see ``outputs``). Raises ``FeatureMismatch`` if the seed does not keep their shape and
+        dtype.
         """
         return self._act(self, output)
 
     def attach(self, seed: nn.Module | Sprout) -> None:
         """Take ``seed`` in, without letting it act or learn until ``follow`` says so.
 
-        A bare module is taken for one that draws no random numbers. Raises ``SlotMisuse`` if
-        there is a seed already.
+        A bare module is taken for one that draws no random numbers. Where the compiler is loaded,
+        its limits on recompiles are raised for the whole process: see ``graphs``. Raises
+        ``SlotMisuse`` if there is a seed already.
         """
         if self.seed is not None:
             raise SlotMisuse(self.slot_id, "holds a seed already", "detach() that first")
-        module, stream = (seed.module, seed.stream) if isinstance(seed, Sprout) else (seed, None)
-        self._trainable = frozenset(n for n, p in module.named_parameters() if p.requires_grad)
-        self.stream = stream
-        self.seed = module.train(self.training)
-        self._learn(module, wanted=False)
+        make_room()
+        if isinstance(seed, Sprout):
+            self.stream, self.seed, self.mixer = seed.stream, seed.module, seed.mixer
+        else:
+            self.seed = seed
+        self.train(self.training)
+        self._trainable = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+        self._learn(wanted=False)
         self.forget()
 
     def detach(self) -> nn.Module:
@@ -143,7 +157,7 @@ class SeedSlot(nn.Module):
         if self.seed is None:
             raise SlotMisuse(self.slot_id, "has no seed to give back", "attach() one first")
         seed = self.seed
-        self._learn(seed, wanted=True)
+        self._learn(wanted=True)
         self._vacate()
         return seed
 
@@ -154,8 +168,7 @@ class SeedSlot(nn.Module):
         ``SlotMisuse`` for the view of another slot, or one that needs a seed where there is none.
         """
         self._check(view)
-        if self.seed is not None:
-            self._learn(self.seed, wanted=view.learning)
+        self._learn(wanted=view.learning)
         self.show(view, step)
 
     def show(self, view: SlotView, step: int, visits: acts.Visits | None = None) -> None:
@@ -167,6 +180,7 @@ class SeedSlot(nn.Module):
         self.view = view
         self._filled = math.nan  # fill it, whatever a `to_empty()` left there
         self.incubating.fill_(view.behaviour is Behaviour.INCUBATE)
+        self.opened.fill_(view.behaviour is not Behaviour.INCUBATE)
         self.visits = visits
         self.choose()
         self.set_alpha(step)
@@ -180,11 +194,12 @@ class SeedSlot(nn.Module):
             self.alpha.fill_(value)
             self._filled = value
         if blending:
-            self.eager = acts.blend_at(_rounded(value, self.alpha.dtype))
+            self.eager = acts.blend_at(_rounded(value, self.alpha.dtype), self.view.blend)
 
     def choose(self) -> None:
         """Choose the functions that a forward runs through, from everything but alpha."""
-        behaviour, detached = self.view.behaviour, self.view.seed_input is SeedInput.DETACHED
+        behaviour, incubator = self.view.behaviour, self.view.incubation.incubator
+        detached = self.view.seed_input is SeedInput.DETACHED
         # A paused incubating seed is invisible to the host and learns nothing: it need not run.
         paused = behaviour is Behaviour.INCUBATE and not self.view.learning
         resting = self.seed is None or behaviour is Behaviour.IDENTITY or paused
@@ -192,6 +207,9 @@ class SeedSlot(nn.Module):
         self._act = act if self.visits is None else partial(acts.counted, self.visits, act)
         self.inner = acts.alone if behaviour is Behaviour.SEED else acts.live
         self.inlet = acts.inlet(behaviour, detached=detached, copied=self.writes)
+        self.traced_inlet = acts.traced_inlet(self.view.seed_input, copied=self.writes)
+        self.blended = acts.BLENDS[self.view.blend]
+        self.tapped = acts.TAPS[incubator]
         self.traced_run = acts.run_plainly if self.stream is None else acts.run_on_own_stream
         self.run = acts.run_watched if self.watching else self.traced_run
         if behaviour is Behaviour.INCUBATE:
@@ -211,19 +229,19 @@ class SeedSlot(nn.Module):
         self.choose()
 
     def note(self, glimpse: Glimpse) -> None:
-        """Keep the leaks in ``glimpse`` for the monitor.
+        """Keep the leaks in ``glimpse`` for the monitor, and take precautions with ``choose``.
 
-        A gradient that leaves the seed is a leak in incubation alone: later the host is meant to
-        receive it. A draw is none for a seed with a stream of its own.
+        A seed with a stream of its own may draw, and one that gets a copy may write to it.
         """
         self.seen = True
-        incubating = self.view.behaviour is Behaviour.INCUBATE
-        if glimpse.wrote:
+        if glimpse.wrote and not self.writes:
             self.sightings.append(Sighting(leak=Leak.IN_PLACE_WRITE, subject="activation"))
-        for leaf in glimpse.reached if incubating else ():
+        self.writes = self.writes or glimpse.wrote
+        for leaf in glimpse.reached:
             self.sightings.append(Sighting(leak=Leak.GRADIENT, subject=leaf))
         for kind in glimpse.drew_from if self.stream is None else ():
             self.sightings.append(Sighting(leak=Leak.RANDOM_STREAM, subject=kind))
+        self.sightings.extend(glimpse.touched)
 
     def forget(self) -> None:
         """Drop what was observed, and watch the next training forward."""
@@ -252,11 +270,11 @@ class SeedSlot(nn.Module):
         return self.seed is not None and self.view.learning
 
     def seed_parameters(self) -> tuple[nn.Parameter, ...]:
-        """The seed's parameters; none for an empty slot."""
-        return () if self.seed is None else tuple(self.seed.parameters())
+        """The seed's parameters, then its mixer's; none for an empty slot."""
+        return tuple(self.parameters())
 
-    def _learn(self, seed: nn.Module, *, wanted: bool) -> None:
-        for name, parameter in seed.named_parameters():
+    def _learn(self, *, wanted: bool) -> None:
+        for name, parameter in self.named_parameters():
             if name in self._trainable:
                 parameter.requires_grad_(wanted)
                 if not wanted:

@@ -1,12 +1,13 @@
 """What an event says, in one line of prose."""
 
+from enum import Enum
 from functools import singledispatch
 
 from kasmina.adapters.cli.render.figures import number, plural, share, signed
 from kasmina.adapters.cli.render.policies import policy_text
 from kasmina.domain import events as e
 from kasmina.domain.evidence import Check, Comparison, GateOutcome
-from kasmina.domain.schedules import AlphaSchedule
+from kasmina.domain.schedules import AlphaSchedule, BlendPlan
 
 
 def requirement(check: Check) -> str:
@@ -35,6 +36,19 @@ def ramp(schedule: AlphaSchedule) -> str:
         f"alpha {number(schedule.start)} to {number(schedule.end)}, {schedule.curve.value} over "
         f"steps {schedule.start_step:,} to {schedule.end_step:,}"
     )
+
+
+def words(member: Enum) -> str:
+    """An enum's stored value as people write it."""
+    return str(member.value).replace("_", " ")
+
+
+def goal(plan: BlendPlan) -> str:
+    """How a seed is to be mixed in, and up to which alpha."""
+    if plan.search:
+        targets = ", ".join(map(number, plan.search))
+        return f"{words(plan.blend)} to the best of {targets}"
+    return f"{words(plan.blend)} to {number(plan.target)}"
 
 
 @singledispatch
@@ -90,8 +104,10 @@ def _(event: e.SlotOpened) -> str:
 
 @sentence.register
 def _(event: e.SeedGerminated) -> str:
+    parameters = plural(event.parameters, "parameter")
     return (
-        f"seed {event.seed_id} from {event.blueprint_id}, {plural(event.parameters, 'parameter')}"
+        f"seed {event.seed_id} from {event.blueprint_id}, {parameters}; "
+        f"incubator {words(event.incubation.incubator)}, {goal(event.blend)}"
     )
 
 
@@ -135,8 +151,7 @@ def _contrast(objective_with: float | None, objective_without: float | None) -> 
 
 @sentence.register
 def _(event: e.IsolationViolated) -> str:
-    leak = event.leak.value.replace("_", " ")
-    return f"isolation violated: {leak} × {event.count:,} ({event.subject})"
+    return f"isolation violated: {words(event.leak)} × {event.count:,} ({event.subject})"
 
 
 @sentence.register
@@ -146,12 +161,12 @@ def _(event: e.HealthChanged) -> str:
 
 @sentence.register
 def _(event: e.CullScheduled) -> str:
-    return f"cull scheduled: {event.reason}; {ramp(event.schedule)}"
+    return f"cull scheduled ({words(event.cause)}): {event.reason}; {ramp(event.schedule)}"
 
 
 @sentence.register
 def _(event: e.SeedCulled) -> str:
-    return f"seed {event.seed_id} culled ({event.cause.value.replace('_', ' ')}): {event.reason}"
+    return f"seed {event.seed_id} culled ({words(event.cause)}): {event.reason}"
 
 
 @sentence.register

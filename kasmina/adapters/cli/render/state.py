@@ -13,12 +13,14 @@ from kasmina.adapters.cli.render.figures import (
     plain_table,
     plural,
     share,
+    signed,
     stage_text,
 )
 from kasmina.adapters.cli.render.policies import policy_text
+from kasmina.adapters.cli.render.sentences import goal, words
 from kasmina.domain.evidence import GateOutcome
 from kasmina.domain.stages import Gate, Health
-from kasmina.domain.state import RunState, SlotState
+from kasmina.domain.state import RunState, SeedState, SlotState
 
 
 def render_state(state: RunState, *, head: int) -> RenderableType:
@@ -29,7 +31,10 @@ def render_state(state: RunState, *, head: int) -> RenderableType:
 def _body(state: RunState) -> Iterable[RenderableType]:
     if not state.slots:
         return (Text("no slot has been opened yet", style="dim"),)
-    return (_slots(state), "", _gates(state.slots.values()))
+    slots = state.slots.values()
+    plans = _plans(slots)
+    seeds = (plans, "") if plans.row_count else ()
+    return (_slots(state), "", *seeds, _gates(slots))
 
 
 def _header(state: RunState, head: int) -> Table:
@@ -81,6 +86,33 @@ def _slots(state: RunState) -> Table:
     return table
 
 
+def _plans(slots: Iterable[SlotState]) -> Table:
+    table = plain_table()
+    table.add_column("seed", overflow="fold", style="bold")
+    table.add_column("incubator", overflow="fold")
+    table.add_column("blend", overflow="fold")
+    table.add_column("best rehearsal", overflow="fold")
+    for slot in slots:
+        seed = slot.seed
+        if seed is None:
+            continue
+        found = f"{words(seed.blend.blend)} to {number(seed.target)}"
+        table.add_row(
+            seed.seed_id,
+            words(seed.incubation.incubator),
+            found if slot.stage.exposed else goal(seed.blend),
+            _rehearsal(seed),
+        )
+    return table
+
+
+def _rehearsal(seed: SeedState) -> str:
+    if seed.best_rehearsal is None:
+        return UNMEASURED
+    alpha, contribution = seed.best_rehearsal
+    return f"{signed(contribution)} at alpha {number(alpha)}"
+
+
 def _notes(slot: SlotState) -> Iterable[str]:
     seed = slot.seed
     if seed is None:
@@ -88,7 +120,7 @@ def _notes(slot: SlotState) -> Iterable[str]:
     if seed.paused_at is not None:
         yield f"paused at step {seed.paused_at:,}"
     if seed.cull_reason is not None:
-        yield f"cull scheduled: {seed.cull_reason}"
+        yield f"cull scheduled ({words(seed.cull_cause)}): {seed.cull_reason}"
     if seed.health is Health.UNHEALTHY:
         yield "unhealthy"
     if seed.violations:
