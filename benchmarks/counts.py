@@ -11,7 +11,7 @@ from timing import Work, calls, sample
 from torch import Tensor, nn
 
 from kasmina import Topology, graft
-from kasmina.adapters.torch import ops
+from kasmina.adapters.torch import finite
 from kasmina.adapters.torch.blueprints import blueprints
 from kasmina.adapters.torch.graft import graft_host
 from kasmina.adapters.torch.hosts import ConvHost
@@ -127,7 +127,7 @@ def _parts(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     count = torch.zeros((), dtype=torch.int64)
     return {
         "see that the seed's output, or its gradient, is finite": partial(
-            ops.count_nonfinite, seed, count
+            finite.count_nonfinite, seed, count
         ),
         "for scale: `torch.lerp`": partial(torch.lerp, host, seed, alpha),
         "for scale: a copy": host.clone,

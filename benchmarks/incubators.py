@@ -95,6 +95,7 @@ def unexposed() -> Iterator[Arm]:
     for plan in (THROUGH, NEAR[1], NEAR[10], REHEARSED[0.25]):
         yield _grafted(Kind.INLINE, plan)
     yield _grafted(Kind.INLINE, THROUGH, rate=0.1)
+    yield _grafted(Kind.INLINE, REHEARSED[0.25], rate=0.3)
 
 
 # --- measuring ---
@@ -122,10 +123,11 @@ def incubate(before: Training) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for arm in unexposed():
             for found in followed(arm, before, Path(folder), MARKS):
-                FAR.add({**_what(before, arm), "epochs": found["epochs"]}, found)
+                about = {"arm": str(arm).removesuffix(", ramp"), "epochs": found["epochs"]}
+                FAR.add(_what(before, arm) | about, found)
 
 
-def _what(before: Training, arm: Arm) -> Mapping[str, object]:
+def _what(before: Training, arm: Arm) -> dict[str, object]:
     return {
         "task": before.task.name,
         "blueprint": "" if arm.kind is None else arm.kind.value,

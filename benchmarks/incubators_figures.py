@@ -2,6 +2,7 @@
 # ruff: noqa: INP001 - beside a script, which imports it
 
 import csv
+import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +105,7 @@ host's features, and the *gain*."""
 def document() -> str:
     """The results, with where they come from."""
     where = (
-        f"CPU ({platform.machine()}), one thread, torch {torch.__version__}, "
+        f"{platform.machine()}, {os.cpu_count()} CPUs, one thread, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
     parts = [f"# Incubators compared\n\n{where}.", NOTES]
@@ -172,10 +173,10 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard error."""
+    """Mean ± standard error, where there is one."""
     if not values:
         return "–"
-    if not values[1:]:
+    if len(set(values)) == 1:
         return f"{values[0]:.2f}"
     error = statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.fmean(values):.2f} ± {error:.2f}"

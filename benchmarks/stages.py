@@ -241,8 +241,8 @@ def _line(
     ways = [model, *by_hand]
     works = [_work(way, x, made) for way in ways]
     for way, work in zip(ways, works, strict=True):
-        torch.testing.assert_close(way(x), ways[0](x))
-        torch.testing.assert_close(work(), works[0]())
+        torch.testing.assert_close(way(x), ways[0](x), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(work(), works[0](), rtol=1e-4, atol=1e-3)
     return Line(
         f"{case.name}, {seed[0]} on {_text(seed[2])}{how}, against {case.against}",
         f"{case.kind}{how}",

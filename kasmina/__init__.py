@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kasmina.adapters.torch.bake import Tensors as Tensors
     from kasmina.adapters.torch.bake import bake as bake
     from kasmina.adapters.torch.blueprints import blueprint as blueprint
     from kasmina.adapters.torch.graft import Slots as Slots
@@ -71,6 +72,7 @@ _HOMES = {
     "Stage": "kasmina.domain.stages",
     "Target": "kasmina.adapters.torch.targets",
     "Targets": "kasmina.adapters.torch.targets",
+    "Tensors": "kasmina.adapters.torch.bake",
     "Timeouts": "kasmina.domain.policies",
     "Topology": "kasmina.domain.stages",
     "bake": "kasmina.adapters.torch.bake",

@@ -35,9 +35,6 @@ E = TypeVar("E", bound=e.Event)
 
 _SEEDS = 2**63  # random seeds there are
 
-RELATIVE_RATE = 0.1
-"""A seed's learning rate relative to its host's; ``docs/lifecycle.md`` says what was measured."""
-
 
 @frozen(kw_only=True)
 class EpochReport:
@@ -127,19 +124,19 @@ class Run:
     ) -> tuple[e.GateEvaluated, ...]:
         """Put a new seed into a DORMANT slot, and begin its training if G0 and G1 pass.
 
-        ``learning_rate`` and ``weight_decay`` are the seed's own; left out, they are a tenth of
-        the rate, and the decay, of the optimizer's first parameter group. The rate follows the
-        host's, whatever changes that. Returns what the gates decided.
+        ``learning_rate`` and ``weight_decay`` are the seed's own; left out, they are those of the
+        optimizer's first parameter group, but a tenth of the rate for ``STRAIGHT_THROUGH``. The
+        rate follows the host's, whatever changes that. Returns what the gates decided.
 
         Raises ``UnknownSlot``, ``UnknownBlueprint``, ``SlotOccupied``, and ``UnfitSeed`` for a
         seed that would break its host; nothing is recorded or attached then.
         """
         slot = self.state.slot(slot_id)
         seed_id, init_seed = self._parts.identifiers.seed_id(), _init_seed(self.state, slot)
+        learns, plan = incubation or IncubationPlan(), blend or BlendPlan()
         rate = learning_rate
         if rate is None:
-            rate = RELATIVE_RATE * self._parts.groups.given_rate
-        plan = blend or BlendPlan()
+            rate = learns.relative_rate * self._parts.groups.given_rate
         grown = self._parts.grow(slot, blueprint, init_seed, plan.blend)
         self._parts.groups.check(
             seed_id,
@@ -157,7 +154,7 @@ class Run:
                 probe=grown.probe,
                 parameters=grown.parameters,
                 init_seed=init_seed,
-                incubation=incubation or IncubationPlan(),
+                incubation=learns,
                 seed_input=seed_input,
                 blend=plan,
                 learning_rate=rate,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from attrs import field, frozen
+from torch import Tensor
 from torch.nn import functional as F
 
 from kasmina.adapters.torch.graft import graft_host
@@ -19,11 +20,12 @@ from kasmina.demo.digits import Digits
 from kasmina.domain.errors import CorruptHistory, KasminaError
 from kasmina.domain.events import RunOpened, SeedCulled, SeedFossilized
 from kasmina.domain.evolve import replay
+from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy, Timeouts
 from kasmina.domain.ports import EventStore, Recorded
 from kasmina.domain.projections import timeline
-from kasmina.domain.stages import Stage
+from kasmina.domain.stages import Incubator, Stage
 from kasmina.infra.engine import Access
 from kasmina.infra.event_store import open_store
 from kasmina.infra.log import LogFormat
@@ -60,20 +62,25 @@ class Arm(Enum):
 
 @frozen(kw_only=True)
 class Planting:
-    """A seed to try in a slot. Without a ``learning_rate`` it has the default of seeds."""
+    """A seed to try in a slot. Without a ``learning_rate`` it has the default of its incubator."""
 
     blueprint: str
+    incubator: Incubator
     learning_rate: float | None = None
 
 
 PLANTINGS: Mapping[str, tuple[Planting, ...]] = {
-    # At the host's own learning rate this one outgrows the features while it incubates: G2
-    # rehearses it, sees the objective fall, and refuses until its time is up.
+    # Straight through, at the host's own learning rate, this one outgrows the features while it
+    # incubates: G2 rehearses it, sees the objective fall, and refuses until its time is up.
     "stage0": (
-        Planting(blueprint="conv_heavy", learning_rate=LEARNING_RATE),
-        Planting(blueprint="depthwise"),
+        Planting(
+            blueprint="conv_heavy",
+            incubator=Incubator.STRAIGHT_THROUGH,
+            learning_rate=LEARNING_RATE,
+        ),
+        Planting(blueprint="depthwise", incubator=Incubator.PROXIMAL),
     ),
-    "stage1": (Planting(blueprint="attention"),),
+    "stage1": (Planting(blueprint="conv_inline", incubator=Incubator.REHEARSAL),),
 }
 """By slot, in order: the next is planted whenever the slot is free."""
 
@@ -115,6 +122,10 @@ def train(
     host = ConvHost(channels=CHANNELS)
     slots = graft_host(host)
     optimizer = torch.optim.AdamW(host.parameters(), lr=LEARNING_RATE)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(host(images), labels)
+
     with open_run(
         study.url,
         name=name_of(arm, seed),
@@ -131,8 +142,8 @@ def train(
                 _plant(run)
             for batch in digits.batches():
                 optimizer.zero_grad()
-                loss = F.cross_entropy(host(batch.images), batch.labels)
-                torch.autograd.backward(loss)
+                torch.autograd.backward(loss(batch.images, batch.labels))
+                run.rehearse(loss, batch.images, batch.labels)
                 optimizer.step()
                 run.step()
             report = run.end_epoch(lambda: digits.evaluate(host))
@@ -145,7 +156,12 @@ def _plant(run: Run) -> None:
         slot = run.state.slot(slot_id)
         if slot.stage is Stage.DORMANT and slot.germinations < len(plantings):
             planting = plantings[slot.germinations]
-            run.germinate(slot_id, planting.blueprint, learning_rate=planting.learning_rate)
+            run.germinate(
+                slot_id,
+                planting.blueprint,
+                learning_rate=planting.learning_rate,
+                incubation=IncubationPlan(incubator=planting.incubator),
+            )
 
 
 def run_study(study: Study) -> Iterator[Progress]:

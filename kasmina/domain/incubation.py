@@ -17,6 +17,15 @@ class IncubationPlan:
     """
 
     incubator: Incubator = field(default=Incubator.PROXIMAL, validator=of_type(Incubator))
-    penalty: float = field(default=10.0, validator=positive)
+    penalty: float = field(default=3.0, validator=positive)
     share: float = field(default=0.25, validator=share)
     warmup_steps: int = field(default=50, validator=not_negative)
+
+    @property
+    def relative_rate(self) -> float:
+        """The seed's learning rate relative to its host's, where none is given.
+
+        Straight through, a seed at the host's own rate outgrows its host's features: see
+        ``docs/incubators.md`` for what was measured.
+        """
+        return 0.1 if self.incubator is Incubator.STRAIGHT_THROUGH else 1.0

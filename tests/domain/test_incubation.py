@@ -271,3 +271,16 @@ def test_the_plan_is_recorded_with_the_germination():
     seed = done.slot.seed
     assert (seed.incubation, seed.blend, seed.target) == (incubation, blend, 0.5)
     assert seed.candidates == (0.25,)
+
+
+@pytest.mark.parametrize(
+    ("incubator", "rate"),
+    [
+        (Incubator.STRAIGHT_THROUGH, 0.1),
+        (Incubator.PROXIMAL, 1.0),
+        (Incubator.REHEARSAL, 1.0),
+        (Incubator.NONE, 1.0),
+    ],
+)
+def test_only_a_seed_that_knows_no_bound_learns_slower_than_its_host(incubator, rate):
+    assert IncubationPlan(incubator=incubator).relative_rate == rate

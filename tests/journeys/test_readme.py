@@ -47,6 +47,31 @@ def test_the_commands_after_the_loop_work_on_its_run(folder: Path, command: str)
     assert done.stdout.strip()
 
 
+def test_the_loop_with_the_line_more_rehearses_its_seed(tmp_path: Path) -> None:
+    (loop, _), told = programs(), README.read_text(encoding="utf-8")
+    (change,) = re.findall(r"```diff\n(.*?)```", told, re.DOTALL)
+    germination, rehearsal = change.split("...\n")
+    before, after = (
+        "".join(line[1:] for line in germination.splitlines(keepends=True) if line[0] == sign)
+        for sign in "-+"
+    )
+    kept = [f"{line[1:]}\n" for line in rehearsal.splitlines() if line[0] == " "]
+    whole = "".join(f"{line[1:]}\n" for line in rehearsal.splitlines())
+    for old, new in ((before, after), ("".join(kept), whole)):
+        assert old in loop
+        loop = loop.replace(old, new)
+    program = f"from kasmina import IncubationPlan, Incubator\n{loop}"
+    audit = ["-m", "kasmina", "audit", "my-first", "--gate", "G2", "--json"]
+    for arguments in (["-c", program], audit):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "run.rehearse" in program
+    assert '"seed_gradient_norm"' in done.stdout, "which nobody else gave it"
+    assert not re.search(r'"seed_gradient_norm",\s+"measured": (null|0\.0,)', done.stdout)
+
+
 def test_the_diagram_is_the_machine_s_own() -> None:
     drawn = subprocess.run(
         [sys.executable, "-m", "kasmina", "stages"], text=True, capture_output=True, check=True

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from kasmina.adapters.torch import ops
+from kasmina.adapters.torch import finite
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NONFINITE = [math.nan, math.inf, -math.inf]
@@ -34,5 +34,5 @@ def with_signed_zeros(*shape: int, draw: int = 0, dtype: torch.dtype = torch.flo
 @contextmanager
 def as_on_a_device() -> Iterator[None]:
     """Nothing can be read from a tensor at once."""
-    with mock.patch.object(ops, "_seen_finite", return_value=False):
+    with mock.patch.object(finite, "seen_finite", return_value=False):
         yield

@@ -98,11 +98,10 @@ def view():
     """``view("1", Behaviour.BLEND, 0.5)``: as the domain projects it in that stage."""
 
     def make(slot_id, behaviour, alpha=0.0, *, seed_input=SeedInput.OPEN, learning=True):
-        incubating = behaviour is Behaviour.INCUBATE
         return SlotView(
             slot_id=slot_id,
             behaviour=behaviour,
-            seed_input=SeedInput.DETACHED if incubating else seed_input,
+            seed_input=seed_input,
             learning=learning and behaviour is not Behaviour.IDENTITY,
             schedule=held(alpha),
         )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kasmina.adapters.torch import ops
+from kasmina.adapters.torch import finite, ops
 from kasmina.adapters.torch.germination import sprout
 from kasmina.adapters.torch.graft import graft
 from kasmina.adapters.torch.hosts import GPTHost
@@ -38,6 +38,17 @@ class Pointwise(nn.Module):
 
     def forward(self, x):
         return self.rule(self.gain * x)
+
+
+class DoublingInPlace(nn.Module):
+    """Writes to what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.gain * x.mul_(2.0)
 
 
 def mixer_of(topology):
@@ -157,6 +168,18 @@ def test_a_seed_that_is_not_finite_reaches_neither_output_nor_gradient(blend, va
     assert same_bits(out, x)
     assert torch.equal(x.grad, gradient)
     assert slot.nonfinite_outputs == 1
+
+
+@somewhere
+def test_a_gate_weighs_the_features_and_not_what_a_writing_seed_leaves_of_them(place):
+    slot = make(Blend.GATED, 0.5, seed=DoublingInPlace())
+    slot.writes = True  # as a watched forward finds
+    slot.choose()
+    x = with_signed_zeros(*SHAPES[Topology.CNN])
+    share = slot.mixer(x)
+    with place():
+        out = slot(x.clone())
+    torch.testing.assert_close(out, torch.lerp(x, 2 * x, 0.5 * share))
 
 
 @somewhere
@@ -293,5 +316,5 @@ class TestTheMixer:
 def test_ops_without_a_slot_broadcast_the_share_over_each_sample():
     host, seed = torch.zeros(2, 3, 4), torch.ones(2, 3, 4)
     share = torch.tensor([0.25, 1.0]).view(2, 1, 1)
-    out = ops.gated(host, seed, torch.tensor(0.5), ops.finite(seed), share)
+    out = ops.gated(host, seed, torch.tensor(0.5), finite.finite(seed), share)
     assert torch.equal(out[:, 0, 0], torch.tensor([0.125, 0.5]))

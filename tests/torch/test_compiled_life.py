@@ -16,7 +16,7 @@ from kasmina.adapters.torch import graphs
 from kasmina.adapters.torch.graft import graft, graft_host
 from kasmina.adapters.torch.hosts import ConvHost, GPTHost
 from kasmina.domain.projections import Behaviour
-from kasmina.domain.stages import SeedInput, Stage, Topology
+from kasmina.domain.stages import Health, SeedInput, Stage, Topology
 from tests.journeys.loop import Loop
 from tests.torch.models import ResNet, gpt2, images, tokens
 
@@ -359,7 +359,9 @@ def test_a_copy_does_not_keep_the_graphs_of_its_original(way, kit, view, images,
     assert other.get_submodule("kasmina.1").seed is not None
 
 
-def test_a_run_compiles_nothing_between_training_and_probation(tmp_path, backend):
+def test_a_run_compiles_nothing_between_training_and_probation_where_its_seed_is_healthy(
+    tmp_path, backend
+):
     loop = Loop.fresh()
     loop.host = torch.compile(loop.host, fullgraph=True, backend=backend)
     with loop.open(tmp_path / "runs.db") as run:
@@ -371,8 +373,10 @@ def test_a_run_compiles_nothing_between_training_and_probation(tmp_path, backend
             made.append(backend.made)
             assert run.state.epoch < 12
         loop.epoch(run)
-    assert made == [MODES] + [2 * MODES] * (len(made) - 1)
-    assert backend.made == 2 * MODES
+        assert made == [MODES] + [2 * MODES] * (len(made) - 1)
+        assert backend.made == 2 * MODES
+        assert run.state.slot("2").seed.violations == 0
+        assert run.state.slot("2").seed.health is Health.HEALTHY
 
 
 def test_compiled_blocks_of_different_classes_do_not_share_one_limit(backend):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kasmina.adapters.torch import ops
+from kasmina.adapters.torch import finite, ops
 from tests.torch.bits import DTYPES, NONFINITE, as_on_a_device, same_bits
 
 numbers = st.floats(-1e3, 1e3, width=32)
@@ -20,7 +20,7 @@ def counter():
 
 def guarded(blend, host, seed, alpha, count=None):
     """``blend``, told whether the seed is finite as a slot tells it."""
-    sound = ops.count_nonfinite(seed, counter() if count is None else count)
+    sound = finite.count_nonfinite(seed, counter() if count is None else count)
     return blend(host, seed, torch.as_tensor(alpha), sound)
 
 
@@ -34,21 +34,21 @@ class TestFinite:
     @pytest.mark.parametrize("value", NONFINITE)
     def test_one_bad_entry_is_enough(self, dtype, value):
         x = torch.randn(3, 5, 7).to(dtype)
-        assert ops.finite(x)
+        assert finite.finite(x)
         x[1, 2, 3] = value
-        assert not ops.finite(x)
+        assert not finite.finite(x)
 
     def test_opposite_infinities_do_not_cancel(self):
-        assert not ops.finite(torch.tensor([math.inf, -math.inf]))
+        assert not finite.finite(torch.tensor([math.inf, -math.inf]))
 
     def test_the_sum_of_halves_does_not_end_at_their_range(self):
-        assert ops.finite(torch.full((1000,), 60000.0, dtype=torch.float16))
+        assert finite.finite(torch.full((1000,), 60000.0, dtype=torch.float16))
 
     def test_nothing_at_all_is_finite(self):
-        assert ops.finite(torch.empty(0, 4))
+        assert finite.finite(torch.empty(0, 4))
 
     def test_it_stays_on_the_device_as_one_bool(self):
-        verdict = ops.finite(torch.randn(3, requires_grad=True))
+        verdict = finite.finite(torch.randn(3, requires_grad=True))
         assert verdict.shape == ()
         assert verdict.dtype is torch.bool
         assert not verdict.requires_grad
@@ -271,7 +271,7 @@ class TestBlend:
         seed = torch.randn(4, dtype=torch.float64, requires_grad=True)
         weight = torch.tensor(alpha, dtype=torch.float64)
         with place():
-            sound = ops.count_nonfinite(seed, counter())
+            sound = finite.count_nonfinite(seed, counter())
         assert torch.autograd.gradcheck(lambda h, s: blend(h, s, weight, sound), (host, seed))
         assert torch.autograd.gradgradcheck(lambda h, s: blend(h, s, weight, sound), (host, seed))
 
@@ -342,7 +342,7 @@ class TestTransforms:
         weight = torch.tensor(0.25)
 
         def loss(h, s):
-            within = ops.blend_within(ops.gate(h), s, weight, ops.finite(s))
+            within = ops.blend_within(ops.gate(h), s, weight, finite.finite(s))
             return (ops.incubate(within, s) ** 2).sum()
 
         grads = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)))(host, seed)
@@ -355,7 +355,7 @@ class TestTransforms:
 
 def every_op(host, seed, flag, alpha):
     """All that compiled code may meet in a slot."""
-    sound, seen = ops.count_nonfinite(seed, counter()), ops.valve(host, flag)
+    sound, seen = finite.count_nonfinite(seed, counter()), ops.valve(host, flag)
     blended = ops.blend(seen, seed, alpha, sound)
     near = ops.tap_near(blended, seed, flag, host, 10.0)
     share = host.mean(1, keepdim=True)

@@ -15,7 +15,7 @@ from attrs import define
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from kasmina.adapters.torch import graphs, leaks, ops, streams
+from kasmina.adapters.torch import finite, graphs, leaks, ops, streams
 from kasmina.adapters.torch.outputs import features_in, with_features
 from kasmina.adapters.torch.surroundings import surroundings
 from kasmina.domain.errors import FeatureMismatch, UngraftableModule
@@ -84,35 +84,41 @@ def alone(slot: "SeedSlot", features: Tensor) -> Tensor:
 def _mixed(slot: "SeedSlot", features: Tensor) -> Tensor:
     graphs.depend_on(slot.lease)
     seen = slot.traced_inlet(slot, features)
+    share = _share(slot, seen)
     seed = _fitted(slot, features, slot.traced_run(slot, seen))
-    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
-    shown = slot.blended(slot, features, seen, seed, sound)
+    sound = finite.count_nonfinite(seed, slot.nonfinite_outputs)
+    shown = slot.blended(slot, features, seed, sound, share)
     return slot.tapped(slot, shown, features, seed)
 
 
 def _blend(slot: "SeedSlot", features: Tensor) -> Tensor:
     seen = slot.inlet(features)
+    share = _share(slot, seen)
     seed = _fitted(slot, features, slot.run(slot, seen))
-    return slot.blended(
-        slot, features, seen, seed, ops.count_nonfinite(seed, slot.nonfinite_outputs)
-    )
+    sound = finite.count_nonfinite(seed, slot.nonfinite_outputs)
+    return slot.blended(slot, features, seed, sound, share)
+
+
+def _share(slot: "SeedSlot", seen: Tensor) -> Tensor | None:
+    """What a gated blend weighs the seed by; taken before the seed runs, which may write to it."""
+    return None if slot.mixer is None else slot.mixer(seen)
 
 
 def _blend_within(slot: "SeedSlot", features: Tensor) -> Tensor:
     seed = _fitted(slot, features, slot.run(slot, slot.inlet(features)))
-    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    sound = finite.count_nonfinite(seed, slot.nonfinite_outputs)
     return ops.blend_within(features, seed, slot.alpha, sound)
 
 
 def _blend_at_seed(slot: "SeedSlot", features: Tensor) -> Tensor:
     seed = _fitted(slot, features, slot.run(slot, slot.inlet(features)))
-    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    sound = finite.count_nonfinite(seed, slot.nonfinite_outputs)
     return ops.blend_at_seed(features, seed, slot.alpha, sound)
 
 
 def _blend_at_host(slot: "SeedSlot", features: Tensor) -> Tensor:
     seed = _fitted(slot, features, slot.run(slot, slot.inlet(features)))
-    sound = ops.count_nonfinite(seed, slot.nonfinite_outputs)
+    sound = finite.count_nonfinite(seed, slot.nonfinite_outputs)
     return ops.blend_at_host(features, seed, slot.alpha, sound)
 
 
@@ -128,23 +134,25 @@ def blend_at(alpha: float, blend: Blend) -> Act:
 def _lerped(
     slot: "SeedSlot",
     features: Tensor,
-    seen: Tensor,  # noqa: ARG001  # a blend like the others
     seed: Tensor,
     sound: Tensor,
+    share: Tensor | None,  # noqa: ARG001  # a blend like the others
 ) -> Tensor:
     return ops.blend(features, seed, slot.alpha, sound)
 
 
-def _gated(slot: "SeedSlot", features: Tensor, seen: Tensor, seed: Tensor, sound: Tensor) -> Tensor:
-    return ops.gated(features, seed, slot.alpha, sound, cast("nn.Module", slot.mixer)(seen))
+def _gated(
+    slot: "SeedSlot", features: Tensor, seed: Tensor, sound: Tensor, share: Tensor | None
+) -> Tensor:
+    return ops.gated(features, seed, slot.alpha, sound, cast("Tensor", share))
 
 
 def _multiplied(
     slot: "SeedSlot",
     features: Tensor,
-    seen: Tensor,  # noqa: ARG001  # a blend like the others
     seed: Tensor,
     sound: Tensor,
+    share: Tensor | None,  # noqa: ARG001  # a blend like the others
 ) -> Tensor:
     return ops.multiplied(features, seed, slot.alpha, sound)
 
@@ -318,7 +326,7 @@ def run_watched(slot: "SeedSlot", features: Tensor) -> Tensor:
     )
     slot.note(glimpse)
     if isinstance(glimpse.output, Tensor) and slot.view.behaviour is Behaviour.INCUBATE:
-        ops.count_nonfinite(glimpse.output, slot.nonfinite_outputs)
+        finite.count_nonfinite(glimpse.output, slot.nonfinite_outputs)
     if glimpse.drew_from:
         slot.stream = streams.Stream.standing(streams.positions(features.device))
         streams.rewind(features.device, before)

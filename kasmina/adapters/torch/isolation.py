@@ -14,7 +14,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from kasmina.adapters.torch import leaks, ops
+from kasmina.adapters.torch import finite, leaks
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.randomness import undisturbed
 from kasmina.adapters.torch.slot import SeedSlot
@@ -135,7 +135,7 @@ def _take_norm(slot: SeedSlot) -> None:
         # A norm in half precision would end at 65504.
         wide = [g.float() if g.dtype in _HALVES else g for g in gradients]
         slot.gradient_norm = torch.nn.utils.get_total_norm(wide)
-        ops.count_nonfinite(slot.gradient_norm, slot.nonfinite_gradients)
+        finite.count_nonfinite(slot.gradient_norm, slot.nonfinite_gradients)
 
 
 def _try(slot: SeedSlot, habitat: Habitat, copies: Copies) -> None:

@@ -83,8 +83,8 @@ def examine(seed: nn.Module, inlet: Tensor, habitat: Habitat, copies: Copies) ->
     Unlike ``watch``, this compares values with those of ``copies``, and waits for the device. What
     the seed does outside of the model, or by a hook of the model that it runs, cannot be undone.
     """
-    around = habitat.around(seed)
-    with gradients_aside(habitat.model):
+    with gradients_aside(habitat.model):  # first: the surroundings include gradients
+        around = habitat.around(seed)
         try:
             glimpse = watch(seed, seed, inlet, around=around)
             draws = Draws(inlet.device)

@@ -61,8 +61,8 @@ def _lerped(inlet: Inlet, self: Any, features: Tensor) -> Tensor:  # noqa: ANN40
 
 def _gated(inlet: Inlet, self: Any, features: Tensor) -> Tensor:  # noqa: ANN401
     seen = inlet(features)
+    weight = self.alpha * self.mixer(seen)  # first: the seed may write to what it sees
     seed = self.seed(seen).to(features.dtype)
-    weight = self.alpha * self.mixer(seen)
     return torch.lerp(features, seed, weight.to(features.dtype))
 
 

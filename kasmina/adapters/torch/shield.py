@@ -16,7 +16,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from kasmina.adapters.torch import ops
+from kasmina.adapters.torch import finite
 from kasmina.adapters.torch.births import Births
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain.stages import Stage
@@ -95,7 +95,7 @@ def _hook(parameter: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
 def _drop(dropped: dict[int, Tensor], position: int, parameter: Tensor) -> None:
     if parameter.grad is not None:
         # All of it: what is left of a gradient that overflowed is not its direction.
-        dropped[position] = ~ops.finite(parameter.grad)
+        dropped[position] = ~finite.finite(parameter.grad)
         with torch.no_grad():
             parameter.grad.masked_fill_(dropped[position], 0.0)
 
