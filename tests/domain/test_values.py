@@ -92,7 +92,7 @@ OUTSIDE = [0.0, -0.1, 1.0000001, math.nan, math.inf]
 class TestPlans:
     def test_the_defaults_ramp_a_proximal_seed_up_to_the_seed_itself(self):
         incubation, blend = IncubationPlan(), BlendPlan()
-        assert (incubation.incubator, incubation.penalty) == (Incubator.PROXIMAL, 10.0)
+        assert (incubation.incubator, incubation.penalty) == (Incubator.PROXIMAL, 3.0)
         assert (incubation.share, incubation.warmup_steps) == (0.25, 50)
         assert (blend.blend, blend.target, blend.search) == (Blend.LERP, 1.0, ())
 
