@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from attrs import define
 from hypothesis import example, given, settings
@@ -20,6 +21,9 @@ from kasmina import IncubationPlan, Incubator, Run, Slots, Stage, Topology, graf
 from kasmina.adapters.torch.blueprints import blueprints
 from kasmina.infra.engine import Durability
 from tests.journeys.loop import ACCURACY, LENIENT, PATIENT, build_host
+
+# torch 2.6 gives it of its own `SequentialLR`.
+pytestmark = pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")
 
 TARGETS = {"0": Topology.CNN, "2": Topology.CNN}
 STEPS = 40

@@ -216,7 +216,20 @@ def gradients_of_each_sample(loss, parameters, images):
 
 
 # Not the last within the second: dynamo has no vmap over an autograd function.
-@pytest.mark.parametrize("way", [gradients, gradients_in_one_graph, gradients_of_each_sample])
+@pytest.mark.parametrize(
+    "way",
+    [
+        gradients,
+        pytest.param(
+            gradients_in_one_graph,
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith("2.6."),
+                reason="torch 2.6 compiles no transform of an autograd function",
+            ),
+        ),
+        gradients_of_each_sample,
+    ],
+)
 @pytest.mark.parametrize("blend", Blend)
 @pytest.mark.parametrize("stage", [STAGES[1], STAGES[3], STAGES[5]])
 def test_the_transforms_of_torch_func_give_the_gradients_of_backward(
