@@ -398,6 +398,28 @@ def scripted():
     return torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1)))
 
 
+class Stubborn(nn.Module):
+    """Normalises by the batch, whatever mode it is in."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        self.norm.train()
+        return self.norm(self.conv(x))
+
+
+def test_a_look_at_a_host_that_stays_in_training_leaves_its_statistics(images):
+    model = Stubborn().eval()
+    before = snapshot(model)
+    slots = graft(model, {"conv": Topology.CNN}, example_inputs=(images,))
+    slots.ungraft()
+    assert_same_state(snapshot(model), before)
+    assert not model.norm.training
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("make", "paths", "told"),

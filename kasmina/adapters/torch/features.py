@@ -104,7 +104,7 @@ def judged(path: str, topology: Topology, sight: Sight) -> Features:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put modes, buffers and random streams of ``model`` back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]  # noqa: SLF001
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with ExitStack() as streams:
         for device in {tensor.device for tensor in (*model.parameters(), *model.buffers())} or {
             torch.device("cpu")
@@ -115,8 +115,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-            for buffer, kept, version in buffers:
-                if buffer._version != version:  # noqa: SLF001  # whether it was written to
+            for buffer, kept in buffers:
+                # Not by its version, which BatchNorm does not raise for its statistics.
+                if not torch.equal(buffer, kept):
                     with torch.no_grad():
                         buffer.copy_(kept)
 
