@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from kasmina.adapters.torch.acts import described
+from kasmina.adapters.torch.buffers import buffers_kept
 from kasmina.adapters.torch.grafted import swap_in, swap_out
 from kasmina.adapters.torch.outputs import features_in
 from kasmina.adapters.torch.places import require_called
@@ -104,22 +105,17 @@ def judged(path: str, topology: Topology, sight: Sight) -> Features:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put modes, buffers and random streams of ``model`` back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with ExitStack() as streams:
+    with ExitStack() as kept:
+        kept.enter_context(buffers_kept(model.modules()))
         for device in {tensor.device for tensor in (*model.parameters(), *model.buffers())} or {
             torch.device("cpu")
         }:
-            streams.enter_context(Stream(0).entered(device))
+            kept.enter_context(Stream(0).entered(device))
         try:
             yield
         finally:
             for module, training in modes:
                 module.training = training
-            for buffer, kept in buffers:
-                # Not by its version, which BatchNorm does not raise for its statistics.
-                if not torch.equal(buffer, kept):
-                    with torch.no_grad():
-                        buffer.copy_(kept)
 
 
 def unseen(path: str, modules: Mapping[str, nn.Module], width: int | None) -> Features:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kasmina.adapters.torch import leaks
 from kasmina.adapters.torch.acts import described
+from kasmina.adapters.torch.buffers import buffers_kept
 from kasmina.adapters.torch.mixer import Mixer
 from kasmina.adapters.torch.slot import SeedSlot, Sprout
 from kasmina.adapters.torch.streams import Stream, aside
@@ -112,7 +113,7 @@ def _tried(seed: nn.Module, features: Tensor) -> _Trial:
     count = sum(parameter.numel() for parameter in trainable)
     defects = [] if trainable else ["it has no trainable parameters"]
     kept = features.clone()
-    with leaks.buffers_kept(seed):
+    with buffers_kept(seed.modules()):
         try:
             glimpse = leaks.watch(seed, seed, features)
         except Exception as error:  # noqa: BLE001  # whatever a stranger's module may raise

@@ -9,7 +9,6 @@ operations gets no gradient; and on other devices than the seed's.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -203,18 +202,6 @@ def tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     """All parameters and buffers of ``module``, by name."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
-
-
-@contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put the values of all buffers back afterwards."""
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(kept[name])
 
 
 def shared(

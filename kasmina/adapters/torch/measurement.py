@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from kasmina.adapters.torch.acts import Visits
+from kasmina.adapters.torch.buffers import buffers_kept
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.randomness import RandomStreams, devices_of, undisturbed
 from kasmina.domain.errors import KasminaError, UnknownName
@@ -185,6 +186,7 @@ class Evaluator:
                 self._began.restore()
             stack.enter_context(eagerly())
             stack.enter_context(torch.no_grad())
+            stack.enter_context(buffers_kept(model.modules()))
             stack.enter_context(_kept(model))
             for module, training in self._modes:
                 module.training = training
@@ -333,17 +335,12 @@ def eagerly() -> Iterator[None]:
 
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[None]:
-    """Modes, buffers and gradients of ``model`` are at the end what they were.
+    """Modes and gradients of ``model`` are at the end what they were.
 
     Meanwhile there are no gradients, so that nothing is added to those that there were.
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
@@ -353,9 +350,3 @@ def _kept(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for module, name, buffer, before in buffers:
-            if module.get_buffer(name) is not buffer:
-                setattr(module, name, buffer)  # a registered buffer is replaced by assignment
-            # Only where it differs: some buffers are expanded, and cannot be written to.
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)

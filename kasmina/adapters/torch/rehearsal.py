@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from attrs import evolve as changed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from kasmina.adapters.torch.buffers import buffers_kept
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.measurement import SlotNotEvaluated, eagerly
 from kasmina.adapters.torch.randomness import devices_of, undisturbed
@@ -83,7 +84,8 @@ def rehearse(
     with ExitStack() as stack:
         stack.enter_context(eagerly())
         stack.enter_context(_own_draws(slots, draws))
-        stack.enter_context(_buffers_kept(slots.model, but=learner))
+        own = set(learner.modules())  # its buffers go on
+        stack.enter_context(buffers_kept(m for m in slots.model.modules() if m not in own))
         stack.enter_context(_streams_kept(others))
         for other in others:
             if other.view.behaviour is Behaviour.INCUBATE:
@@ -123,20 +125,6 @@ def _own_draws(slots: Slots, draws: int) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module, *, but: SeedSlot) -> Iterator[None]:
-    """Put what was written to buffers back; the learning seed's own go on."""
-    own = set(but.buffers())
-    kept = [(each, each.clone()) for each in model.buffers() if each not in own and _writable(each)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            # All of them: the version of a BatchNorm's statistics does not count its updates.
-            for buffer, before in kept:
-                buffer.copy_(before)
-
-
-@contextmanager
 def _streams_kept(slots: Iterable[SeedSlot]) -> Iterator[None]:
     """Let the seeds' own random streams stand where they stood."""
     kept = [(slot.stream, slot.stream.state()) for slot in slots if slot.stream is not None]
@@ -145,10 +133,3 @@ def _streams_kept(slots: Iterable[SeedSlot]) -> Iterator[None]:
     finally:
         for stream, state in kept:
             stream.set_state(state)
-
-
-def _writable(buffer: Tensor) -> bool:
-    """Whether each entry has memory of its own, as in an expanded tensor they have not."""
-    return all(
-        size == 1 or stride != 0 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)
-    )
