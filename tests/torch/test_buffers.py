@@ -40,9 +40,14 @@ def test_a_module_that_is_not_among_them_goes_on():
 
 def test_buffers_are_put_back_after_an_error_too():
     holder = Held(torch.ones(3))
-    with pytest.raises(RuntimeError, match="stop"), buffers_kept([holder]):
-        holder.held.zero_()
-        raise RuntimeError("stop")
+
+    def fail():
+        with buffers_kept([holder]):
+            holder.held.zero_()
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert torch.equal(holder.held, torch.ones(3))
 
 
