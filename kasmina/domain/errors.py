@@ -168,6 +168,18 @@ class CorruptHistory(KasminaError):
         super().__init__(f"{problem}; run `kasmina verify` on the database")
 
 
+class NewerHistory(KasminaError):
+    """A run that cannot be continued: a newer release has recorded what this one cannot read."""
+
+    def __init__(self, run_id: str, *, unknown: int) -> None:
+        self.run_id = run_id
+        self.unknown = unknown
+        super().__init__(
+            f"run {run_id!r} holds {unknown} events of a newer kasmina, so its state is not known "
+            f"for sure: it can be shown and verified, but going on with it takes that release"
+        )
+
+
 class StoreError(KasminaError):
     """The event store could not do what it was asked."""
 
@@ -193,6 +205,19 @@ class ConcurrentAppend(StoreError):
             f"run {run_id!r} was expected to end at sequence {expected}, but ends at {found}: "
             f"another writer is at work on it; stop one of them, then open the run again with "
             f"resume={run_id!r}"
+        )
+
+
+class BrokenChain(StoreError):
+    """A row to take in whose digest does not follow from what comes before it."""
+
+    def __init__(self, run_id: str, sequence: int) -> None:
+        self.run_id = run_id
+        self.sequence = sequence
+        super().__init__(
+            f"event {sequence} of run {run_id!r} is not the one that was recorded: its digest does "
+            f"not follow from its columns and the event before it; nothing was written; find out "
+            f"with `kasmina verify` whether its source is whole"
         )
 
 

@@ -53,6 +53,21 @@ class SeedEvent(SlotEvent):
 
 
 @frozen(kw_only=True)
+class UnknownEvent(Event):
+    """An event of a newer release: of a type, or a version of one, that this release cannot read.
+
+    It is kept, shown and verified, and takes its place in the run; what it changed is not known.
+    ``payload`` is the JSON text that was stored. ``slot_id`` and ``seed_id`` are those it names.
+    """
+
+    type: str
+    schema_version: int
+    payload: str
+    slot_id: str | None = None
+    seed_id: str | None = None
+
+
+@frozen(kw_only=True)
 class RunOpened(Event):
     """The first event of a run: everything by which it is judged later."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from attrs import frozen
 
@@ -20,8 +20,7 @@ class Head:
 EMPTY_HEAD = Head(sequence=0, digest=bytes(32))
 
 
-@frozen(kw_only=True)
-class Recorded:
+class Recorded(NamedTuple):
     """An event as it was stored: its place in the store and in its run, and when (UTC)."""
 
     position: int
@@ -30,6 +29,16 @@ class Recorded:
     recorded_at: datetime
     event: Event
     digest: bytes
+
+
+@frozen(kw_only=True)
+class Append:
+    """Events to add after a run's head; see ``EventStore.append``."""
+
+    run_id: str
+    events: Sequence[Event]
+    expected: int
+    batch: str | None = None
 
 
 class EventStore(Protocol):
@@ -46,6 +55,14 @@ class EventStore(Protocol):
 
         Raises ``ConcurrentAppend`` when the head is elsewhere, ``StoreUnavailable`` when the
         store cannot write (locked, full, read-only, gone).
+        """
+        ...
+
+    def append_all(self, appends: Sequence[Append]) -> tuple[tuple[Recorded, ...], ...]:
+        """Do several appends in one transaction: all of them are durable, or none.
+
+        What each recorded is returned in their order. A run may come more than once. Raises as
+        ``append`` does, for the first that cannot be done.
         """
         ...
 

@@ -5,12 +5,14 @@ and msgspec would write as ``null`` ("not measured"), are written as ``{"$float"
 """
 
 import math
-from typing import Any, NamedTuple
+import re
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from kasmina.domain import events as e
 from kasmina.domain.errors import StoreError, UnreadableEvent
+from kasmina.infra.shapes import shape
 from kasmina.infra.upcasters import UPCASTERS, upcast
 
 TYPES: dict[str, tuple[type[e.Event], int]] = {
@@ -42,15 +44,31 @@ TYPES: dict[str, tuple[type[e.Event], int]] = {
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODERS = {name: msgspec.json.Decoder(cls, strict=True) for name, (cls, _) in TYPES.items()}
-_NAMES = {cls: name for name, (cls, _) in TYPES.items()}
+_PRESENT = {
+    name.encode(): (version, _DECODERS[name].decode) for name, (_, version) in TYPES.items()
+}
+_WRITTEN = {
+    cls: (name, version, msgspec.json.Decoder(shape(cls)).decode)
+    for name, (cls, version) in TYPES.items()
+}
 
 _MARK = "$float"
 _MARK_BYTES = b'"$float"'
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _LARGEST = 2**63 - 1
 
-_READING = (msgspec.MsgspecError, ValueError, TypeError, LookupError, RecursionError)
-_WRITING = (*_READING, OverflowError)
+_PACKER = msgspec.msgpack.Encoder()
+_NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
+"""A float in MessagePack whose exponent is all ones. Where text looks so, time is lost, no more."""
+
+_FAILURES = (
+    msgspec.MsgspecError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class UnwritableEvent(StoreError):
@@ -78,37 +96,72 @@ class Encoded(NamedTuple):
 
 def encode(event: e.Event) -> Encoded:
     """The event as it is stored. Raises ``UnwritableEvent`` for what could not be read back."""
-    if type(event) not in _NAMES:
+    if type(event) not in _WRITTEN:
         raise UnwritableEvent(event, "this class has no stored name")
-    name = _NAMES[type(event)]
+    name, version, check = _WRITTEN[type(event)]
     try:
         payload = _ENCODER.encode(event)
-        if b"null" in payload:
+        if b"null" in payload and _may_hold_non_finite(event):
             payload = _ENCODER.encode(_marked(msgspec.to_builtins(event)))
-        _decoded(name, payload)
+            _decoded(name, payload)
+        else:
+            check(payload)
         slot_id, seed_id = places(event)
-    except _WRITING as error:
+    except _FAILURES as error:
         raise UnwritableEvent(event, str(error)) from error
     if event.epoch > _LARGEST:
         raise UnwritableEvent(event, f"epoch {event.epoch} does not fit in 64 bits")
-    return Encoded(slot_id, seed_id, name.encode(), TYPES[name][1], event.epoch, payload)
+    return Encoded(slot_id, seed_id, name.encode(), version, event.epoch, payload)
+
+
+def _may_hold_non_finite(event: e.Event) -> bool:
+    """Whether a ``null`` in the JSON might stand for a float that JSON lacks."""
+    try:
+        return _NON_FINITE.search(_PACKER.encode(event)) is not None
+    except OverflowError:  # MessagePack's integers are of 64 bits, those of JSON are not
+        return True
+
+
+class _Unknown(msgspec.Struct):
+    """What events of every type and version have in common."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    slot_id: str | None = None
+    seed_id: str | None = None
+
+
+_UNKNOWN = msgspec.json.Decoder(_Unknown)
 
 
 def decode(name: str, version: int, payload: bytes) -> e.Event:
-    """The event that was stored so. Raises ``UnreadableEvent``."""
-    if name not in TYPES:
-        raise UnreadableEvent(name, version, "this release of kasmina knows no event of that name")
-    present = TYPES[name][1]
-    if not 1 <= version <= present:
-        raise UnreadableEvent(name, version, f"this release of kasmina knows 1 to {present}")
+    """The event that was stored so: an ``UnknownEvent`` where only a newer release can read it.
+
+    Raises ``UnreadableEvent``.
+    """
+    if version < 1:
+        raise UnreadableEvent(name, version, "versions begin at 1")
+    present = TYPES[name][1] if name in TYPES else 0
     try:
+        if version > present:
+            return _unknown(name, version, payload)
         if version == present:
             return _decoded(name, payload)
         plain: Any = _unmarked(msgspec.json.decode(payload))
         plain = upcast(name, version, plain, to=present, upcasters=UPCASTERS)
         return msgspec.convert(plain, TYPES[name][0])
-    except _READING as error:
+    except _FAILURES as error:
         raise UnreadableEvent(name, version, str(error)) from error
+
+
+def read(kind: bytes, version: int, payload: bytes) -> e.Event:
+    """As ``decode``, from the name as it is stored; the usual way is one look-up and one decode."""
+    if kind in _PRESENT and _PRESENT[kind][0] == version and _MARK_BYTES not in payload:
+        try:
+            return _PRESENT[kind][1](payload)
+        except _FAILURES as error:
+            raise UnreadableEvent(kind.decode(), version, str(error)) from error
+    return decode(kind.decode(errors="replace"), version, payload)
 
 
 def places(event: e.Event) -> tuple[bytes | None, bytes | None]:
@@ -117,7 +170,26 @@ def places(event: e.Event) -> tuple[bytes | None, bytes | None]:
         return event.slot_id.encode(), event.seed_id.encode()
     if isinstance(event, e.SlotEvent):
         return event.slot_id.encode(), None
+    if isinstance(event, e.UnknownEvent):
+        return _bytes(event.slot_id), _bytes(event.seed_id)
     return None, None
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
+
+
+def _unknown(name: str, version: int, payload: bytes) -> e.UnknownEvent:
+    common = _UNKNOWN.decode(payload)
+    return e.UnknownEvent(
+        epoch=common.epoch,
+        step=common.step,
+        type=name,
+        schema_version=version,
+        payload=payload.decode(),
+        slot_id=common.slot_id,
+        seed_id=common.seed_id,
+    )
 
 
 def _decoded(name: str, payload: bytes) -> e.Event:

@@ -1,32 +1,23 @@
-"""Connections to SQLite, set up as they must be; each line of it was found by trial.
+"""What the store needs of a database, whichever it is; and which one a URL means."""
 
-A writer waits for its turn (the busy time-out comes first), switches to WAL with retries (the
-switch itself does not wait), and begins every transaction with BEGIN IMMEDIATE: with the driver's
-own deferred BEGIN four processes lost a third of their appends. A reader cannot write at all.
-"""
-
-import os
-import sqlite3
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
+from typing import Any, Protocol
 
-from attrs import frozen
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import PoolProxiedConnection
 
 from kasmina.domain.errors import StoreUnavailable
+from kasmina.infra.statements import Cursor, Statement
 
 BUSY_SECONDS = 10.0
-"""How long a connection waits for another process's lock."""
+"""How long a connection waits for another one's lock."""
 
-OLDEST_SQLITE = (3, 38, 0)
-"""STRICT tables came with 3.37, the JSON functions of the view are always there since 3.38."""
-
-Pragmas = Mapping[str, int | str]
+PAGE = 1000
+"""Rows fetched or written at a time."""
 
 
 class Access(Enum):
@@ -37,152 +28,144 @@ class Access(Enum):
 
 
 class Durability(Enum):
-    """What an acknowledged append means, as SQLite's ``synchronous``.
+    """What an acknowledged append means.
 
     ``FULL``: it is on disk. ``RELAXED``: it survives the process, but a power cut may take the
-    last transactions; the file never becomes corrupt.
+    last transactions; the database never becomes corrupt.
     """
 
-    FULL = 2
-    RELAXED = 1
+    FULL = "full"
+    RELAXED = "relaxed"
 
 
-@frozen(kw_only=True)
-class Location:
-    """A database file: the URL as it was given, and the absolute path it means."""
-
-    url: str
-    path: Path
+class Overtaken(Exception):
+    """Another writer has committed the same sequence of the same run a moment before."""
 
 
-def locate(url: str) -> Location:
-    """The file that ``url`` names. Raises ``StoreUnavailable`` where it names none."""
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        oldest = ".".join(map(str, OLDEST_SQLITE))
-        raise StoreUnavailable(
-            url,
-            f"this Python has SQLite {sqlite3.sqlite_version}, but {oldest} is needed",
-            "use a Python with a newer SQLite library",
-        )
-    example = "write it as sqlite:///kasmina.db or sqlite:////absolute/path/kasmina.db"
+class Database(Protocol):
+    """One database, and all that differs from one kind to the other."""
+
+    @property
+    def url(self) -> str:
+        """Its URL as it is shown to people, without a password."""
+        ...
+
+    @property
+    def dialect(self) -> Dialect:
+        """How SQLAlchemy words statements for it."""
+        ...
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What its driver raises."""
+        ...
+
+    def reader(self) -> Engine:
+        """Connections that can only read, and never create anything."""
+        ...
+
+    def writer(self, durability: Durability, *, create: bool = False) -> Engine:
+        """Connections that append."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is anything to connect to."""
+        ...
+
+    def require_readable(self) -> None:
+        """Raise ``StoreUnavailable`` where there is nothing to read."""
+        ...
+
+    def require_writable(self) -> None:
+        """Raise ``StoreUnavailable`` where it could not be created or appended to."""
+        ...
+
+    def identity(self) -> Hashable:
+        """What tells it apart from one that was put in its place; ``None`` where it is gone."""
+        ...
+
+    def log_identity(self) -> Hashable:
+        """The same for the log that it writes ahead, once a writer is connected."""
+        ...
+
+    def begin(self, cursor: Cursor) -> None:
+        """Begin a transaction that writes."""
+        ...
+
+    def lock_schema(self, connection: Connection) -> None:
+        """Let nobody else create or migrate until the transaction ends."""
+        ...
+
+    def missing_guards(self, connection: Connection) -> list[str]:
+        """What should make the table append-only and is not there."""
+        ...
+
+    def strangers(self, tables: Sequence[str]) -> list[str]:
+        """Those of ``tables``, in a database without a kasmina schema, that forbid making one."""
+        ...
+
+    def insert(self, cursor: Cursor, rows: Sequence[tuple[object, ...]]) -> Sequence[int]:
+        """Insert rows (``queries.INSERTED``, in order) and return their positions."""
+        ...
+
+    def settled(self, cursor: Cursor, /) -> int:
+        """The position up to which no event can appear any more that is not there already."""
+        ...
+
+    def stream(
+        self, raw: PoolProxiedConnection, statement: Statement, **given: object
+    ) -> Iterator[Sequence[tuple[Any, ...]]]:
+        """A statement's rows in pages, from one state of the database, in constant memory."""
+        ...
+
+    def recover(self, raw: PoolProxiedConnection, error: BaseException, /) -> None:
+        """Undo the transaction in which ``error`` was raised, and drop what is not usable."""
+        ...
+
+    def fault(self, error: Exception) -> StoreUnavailable | Overtaken:
+        """What an error of the driver means, in words that help."""
+        ...
+
+    def backup_advice(self) -> str:
+        """How to make backups of it where kasmina cannot; empty where it can."""
+        ...
+
+
+def locate(url: str) -> Database:
+    """The database that ``url`` names. Raises ``StoreUnavailable`` where it names none."""
+    # A kind of database is loaded where it is used: psycopg need not be installed.
+    from kasmina.infra import sqlite  # noqa: PLC0415
+
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise StoreUnavailable(url, "this is not a database URL", example) from None
-    target = parsed.render_as_string(hide_password=True)
-    if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
-        raise StoreUnavailable(target, "only SQLite databases are supported", example)
-    if parsed.host or parsed.query:
-        raise StoreUnavailable(target, "a SQLite URL holds a path and nothing else", example)
-    if parsed.database in {None, "", ":memory:"}:
-        raise StoreUnavailable(
-            target, "it names no file", f"{example}; for tests there is MemoryEventStore"
-        )
-    return Location(url=target, path=Path(str(parsed.database)).absolute())
+        raise StoreUnavailable(url, "this is not a database URL", sqlite.EXAMPLE) from None
+    match parsed.drivername:
+        case "sqlite" | "sqlite+pysqlite":
+            return sqlite.SqliteDatabase(parsed)
+        case "postgresql" | "postgresql+psycopg":
+            try:
+                from kasmina.infra import postgresql  # noqa: PLC0415
+            except ImportError as error:
+                problem = f"psycopg 3, which talks to PostgreSQL, cannot be loaded ({error})"
+                mend = "pip install 'kasmina[postgres]'"
+                raise StoreUnavailable(parsed.render_as_string(), problem, mend) from error
+            return postgresql.PostgresDatabase(parsed)
+        case _:
+            raise StoreUnavailable(
+                parsed.render_as_string(hide_password=True),
+                "only SQLite and PostgreSQL (through psycopg 3) are supported",
+                f"{sqlite.EXAMPLE}, or as postgresql://user@host/database",
+            )
 
 
-def reader(location: Location) -> Engine:
-    """Connections that can only read, and never create the file."""
-    return _engine(location, mode="ro", pragmas={"query_only": 1})
-
-
-def writer(location: Location, durability: Durability, *, create: bool = False) -> Engine:
-    """One connection that appends, and holds the database's only write lock while it does."""
-    pragmas = {
-        "journal_mode": "wal",
-        "synchronous": durability.value,
-        "recursive_triggers": 1,  # without it REPLACE deletes rows past the append-only triggers
-        "foreign_keys": 1,
-    }
-    engine = _engine(location, mode="rwc" if create else "rw", pragmas=pragmas)
-    event.listen(engine, "begin", _begin_immediate)
-    return engine
-
-
-def require_file(location: Location) -> None:
-    """Raise ``StoreUnavailable`` where there is no file to read."""
-    if not location.path.exists():
-        raise StoreUnavailable(
-            location.url,
-            "there is no such file",
-            "check the path; the first run that is opened there creates it",
-        )
-    if not location.path.is_file():
-        raise StoreUnavailable(location.url, "it is not a file", "give the path of a file")
-
-
-def require_writable(location: Location) -> None:
-    """Raise ``StoreUnavailable`` where this user could not create the file or append to it."""
-    path, folder = location.path, location.path.parent
-    if not folder.is_dir():
-        raise StoreUnavailable(
-            location.url, f"its folder {folder} does not exist", "create it, or correct the path"
-        )
-    if path.exists():
-        require_file(location)
-    mend = "give this user the permission, or choose another place"
-    # SQLite keeps two files beside the database while it is in use.
-    for place in (folder, path) if path.exists() else (folder,):
-        if not os.access(place, os.W_OK):
-            raise StoreUnavailable(location.url, f"{place} may only be read", mend)
-
-
-def _engine(location: Location, *, mode: str, pragmas: Pragmas) -> Engine:
-    return create_engine(
-        "sqlite://",
-        creator=_connector(location, mode, pragmas),
-        poolclass=QueuePool,
-        pool_size=1,
-        max_overflow=-1 if mode == "ro" else 0,
-        pool_timeout=BUSY_SECONDS,
-    )
-
-
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _connector(location: Location, mode: str, pragmas: Pragmas) -> Callable[[], sqlite3.Connection]:
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            f"{location.path.as_uri()}?mode={mode}",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,  # transactions begin where _begin_immediate says
-            check_same_thread=False,  # the pool hands a connection to one thread at a time
-        )
-        try:
-            for name, value in pragmas.items():
-                _set(connection, location, name, value)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    return connect
-
-
-def _set(connection: sqlite3.Connection, location: Location, name: str, value: int | str) -> None:
-    """Set a PRAGMA and read it back: SQLite ignores what it does not know or cannot do."""
-    _patiently(lambda: connection.execute(f"PRAGMA {name} = {value}"))
-    (found,) = connection.execute(f"PRAGMA {name}").fetchone()
-    if found != value:
-        raise StoreUnavailable(
-            location.url,
-            f"SQLite set {name} to {found!r} instead of {value!r}",
-            "keep the database on a local disk: network file systems lack what WAL needs",
-        )
-
-
-def _patiently(act: Callable[[], object]) -> None:
-    """Repeat until the lock is free: switching to WAL fails at once, whatever the time-out."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            act()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
+@contextmanager
+def translated(database: Database) -> Iterator[None]:
+    """Raise what the driver or SQLAlchemy raises inside as what it means for ``database``."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise database.fault(cause if isinstance(cause, Exception) else error) from error
+    except database.errors as error:
+        raise database.fault(error) from error

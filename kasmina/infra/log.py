@@ -4,11 +4,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
+from itertools import chain
 
 import structlog
 
 from kasmina.domain.events import Event, GateEvaluated, SeedEvent, SlotEvent, StageChanged
-from kasmina.domain.ports import EventStore, Head, Recorded
+from kasmina.domain.ports import Append, EventStore, Head, Recorded
 
 
 class LogFormat(Enum):
@@ -45,11 +46,17 @@ class LoggingEventStore:
         self, run_id: str, events: Sequence[Event], *, expected: int, batch: str | None = None
     ) -> tuple[Recorded, ...]:
         """Append to the store, then log a line for each event."""
-        recorded = self._store.append(run_id, events, expected=expected, batch=batch)
+        append = Append(run_id=run_id, events=events, expected=expected, batch=batch)
+        (recorded,) = self.append_all((append,))
+        return recorded
+
+    def append_all(self, appends: Sequence[Append]) -> tuple[tuple[Recorded, ...], ...]:
+        """Do the appends, then log a line for each event."""
+        recorded = self._store.append_all(appends)
         # The events are durable: a full disk or a closed pipe under the log must not look as if
         # they were not.
         with suppress(OSError, ValueError):
-            for record in recorded:
+            for record in chain.from_iterable(recorded):
                 self._log.info("recorded", **fields(record))
         return recorded
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from alembic.util import CommandError
+from sqlalchemy import Connection
 
 from kasmina.domain.errors import KasminaError, SchemaMismatch
 from kasmina.infra import engine, revision, schema
-from kasmina.infra.faults import translated
+from kasmina.infra.engine import Database, Durability, translated
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -45,52 +46,59 @@ def config(connection: Connection | None = None) -> Config:
 
 def current(url: str) -> str | None:
     """The revision of the database, ``None`` where it is empty. Creates and changes nothing."""
-    location = engine.locate(url)
-    engine.require_file(location)
-    return _peek(location)
+    database = engine.locate(url)
+    database.require_readable()
+    return _peek(database)
 
 
 def upgrade(url: str) -> str:
-    """Create the database, or bring it up to date, and return its revision.
+    """Create the tables, or bring them up to date, and return their revision.
 
-    One transaction under the database's write lock: another process that does the same waits, and
-    finds it done. Raises ``StoreUnavailable`` and ``SchemaMismatch``, with nothing changed.
+    One transaction under a lock: another process that does the same waits, and finds it done.
+    Raises ``StoreUnavailable`` and ``SchemaMismatch``, with nothing changed.
     """
-    location = engine.locate(url)
-    engine.require_writable(location)
-    if location.path.exists():
-        _peek(location)  # another program's file must not even be switched to WAL
-    writer = engine.writer(location, engine.Durability.FULL, create=True)
+    database = engine.locate(url)
+    database.require_writable()
+    if database.exists():
+        _peek(database)  # another program's file must not even be switched to WAL
+    writer = database.writer(Durability.FULL, create=True)
     try:
-        with translated(location.url), writer.begin() as connection:
-            revision.require_not_newer(connection, location.url)
-            if revision.found(connection, location.url) != schema.REVISION:
-                command.upgrade(config(connection), "head")
-                _require_guards(connection, location.url)
+        with translated(database), writer.begin() as connection:
+            database.lock_schema(connection)
+            revision.require_not_newer(connection, database)
+            if revision.found(connection, database) != schema.REVISION:
+                _upgrade(connection, database)
+                _require_guards(connection, database)
     finally:
         writer.dispose()
     return schema.REVISION
 
 
-def _peek(location: engine.Location) -> str | None:
-    reader = engine.reader(location)
+def _upgrade(connection: Connection, database: Database) -> None:
     try:
-        with translated(location.url), reader.connect() as connection:
-            return revision.found(connection, location.url)
+        command.upgrade(config(connection), "head")
+    except CommandError as error:
+        raise SchemaMismatch(
+            database.url,
+            found=f"a schema of which no release knows ({error})",
+            expected=schema.REVISION,
+            mend="nothing was changed in it; restore it from a backup",
+        ) from error
+
+
+def _peek(database: Database) -> str | None:
+    reader = database.reader()
+    try:
+        with translated(database), reader.connect() as connection:
+            return revision.found(connection, database)
     finally:
         reader.dispose()
 
 
-def _require_guards(connection: Connection, target: str) -> None:
-    """Alembic's batch mode rebuilds a table without its triggers and its AUTOINCREMENT."""
-    made = connection.execute(text("SELECT name, sql FROM sqlite_master"))
-    statements = {name: sql for name, sql in made}  # noqa: C416 - dict() does not type-check
-    missing = [name for name in schema.TRIGGERS if name not in statements]
-    if "AUTOINCREMENT" not in statements["events"]:
-        missing.append("AUTOINCREMENT of events")
-    if missing:
+def _require_guards(connection: Connection, database: Database) -> None:
+    if missing := database.missing_guards(connection):
         raise SchemaMismatch(
-            target,
+            database.url,
             found=f"a schema without {', '.join(missing)}",
             expected=schema.REVISION,
             mend="the migration was undone; it must make them anew when it rebuilds a table",

@@ -9,15 +9,17 @@ append that named one. STRICT (SQLite 3.37) keeps text text: what is stored is w
 from sqlalchemy import (
     BigInteger,
     Column,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The schema this code reads and writes: the newest migration. Revisions sort as text."""
 
 VERSION_TABLE = "kasmina_schema"
@@ -29,6 +31,7 @@ TRIGGERS = ("events_refuse_update", "events_refuse_delete")
 # AUTOINCREMENT wants exactly INTEGER.
 _POSITION = BigInteger().with_variant(Integer(), "sqlite")
 _INTEGER = BigInteger().with_variant(Integer(), "sqlite")
+_IDENTIFIER = Text().with_variant(Text(collation="C"), "postgresql")
 
 metadata = MetaData()
 
@@ -36,7 +39,7 @@ events = Table(
     "events",
     metadata,
     Column("position", _POSITION, primary_key=True, autoincrement=True),
-    Column("run_id", Text, nullable=False),
+    Column("run_id", _IDENTIFIER, nullable=False),
     Column("sequence", _INTEGER, nullable=False),
     Column("slot_id", Text),
     Column("seed_id", Text),
@@ -48,6 +51,12 @@ events = Table(
     Column("batch", Text),
     Column("digest", LargeBinary(32), nullable=False),
     UniqueConstraint("run_id", "sequence", name="events_run_sequence"),
+    Index(
+        "events_beginnings",
+        "position",
+        sqlite_where=text("sequence = 1"),
+        postgresql_where=text("sequence = 1"),
+    ),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )

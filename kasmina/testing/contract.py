@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 from kasmina.domain import events as e
 from kasmina.domain.errors import ConcurrentAppend
 from kasmina.domain.evidence import Metric
-from kasmina.domain.ports import EMPTY_HEAD, EventStore, Head, Recorded
+from kasmina.domain.ports import EMPTY_HEAD, Append, EventStore, Head, Recorded
 from kasmina.infra import codec
 from kasmina.testing.samples import caught, epochs, run_opened
 
@@ -151,6 +151,42 @@ class EventStoreContract:
         ):
             caught(ConcurrentAppend, store.append, "digits-1", events, expected=0, batch=batch)
         assert store.head("digits-1").sequence == 3
+
+    def test_appends_to_many_runs_are_one(self, store: EventStore) -> None:
+        store.append("a", epochs(2), expected=0)
+        recorded = store.append_all(
+            (
+                Append(run_id="b", events=epochs(2), expected=0),
+                Append(run_id="a", events=epochs(1, first=3), expected=2),
+                Append(run_id="c", events=(), expected=0),
+                Append(run_id="b", events=epochs(1, first=3), expected=2),
+            )
+        )
+        assert [[r.sequence for r in each] for each in recorded] == [[1, 2], [3], [], [3]]
+        assert tuple(store.read("b")) == (*recorded[0], *recorded[3])
+        assert [r.run_id for r in store.follow(after=2)] == ["b", "b", "a", "b"]
+
+    def test_where_one_of_many_appends_fails_none_is_done(self, store: EventStore) -> None:
+        store.append("a", epochs(2), expected=0, batch="w.1")
+        appends = (
+            Append(run_id="b", events=epochs(2), expected=0),
+            Append(run_id="a", events=epochs(1), expected=1),
+        )
+        error = caught(ConcurrentAppend, store.append_all, appends)
+        assert (error.run_id, error.expected, error.found) == ("a", 1, 2)
+        assert store.head("b") == EMPTY_HEAD
+        assert len(store.follow()) == 2
+
+    def test_a_repeated_batch_among_many_appends_is_written_once(self, store: EventStore) -> None:
+        first = store.append("a", epochs(2), expected=0, batch="w.1")
+        again, new = store.append_all(
+            (
+                Append(run_id="a", events=epochs(2), expected=0, batch="w.1"),
+                Append(run_id="b", events=epochs(1), expected=0, batch="w.2"),
+            )
+        )
+        assert (again, [r.sequence for r in new]) == (first, [1])
+        assert len(store.follow()) == 3
 
     def test_every_digest_depends_on_all_that_came_before(self, store: EventStore) -> None:
         for run_id, first in (("a", 1), ("b", 2)):

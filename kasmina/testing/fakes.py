@@ -7,9 +7,10 @@ from typing import ParamSpec, TypeVar
 
 from kasmina.domain import events as e
 from kasmina.domain.errors import ConcurrentAppend
-from kasmina.domain.ports import EMPTY_HEAD, Clock, Head, Recorded
+from kasmina.domain.ports import EMPTY_HEAD, Append, Clock, Head, Recorded
 from kasmina.infra import codec, integrity
-from kasmina.infra.integrity import Row
+from kasmina.infra.codec import Encoded
+from kasmina.infra.integrity import Row, Stored
 from kasmina.infra.records import microseconds, record, repeats
 
 P = ParamSpec("P")
@@ -68,22 +69,41 @@ class MemoryEventStore:
         self, run_id: str, events: Sequence[e.Event], *, expected: int, batch: str | None = None
     ) -> tuple[Recorded, ...]:
         """Add events to a run; see the port."""
-        encoded = [codec.encode(event) for event in events]
+        append = Append(run_id=run_id, events=events, expected=expected, batch=batch)
+        (recorded,) = self.append_all((append,))
+        return recorded
+
+    def append_all(self, appends: Sequence[Append]) -> tuple[tuple[Recorded, ...], ...]:
+        """Add events to many runs; see the port."""
+        before = len(self._rows), {run_id: len(rows) for run_id, rows in self._runs.items()}
+        encoded = [[codec.encode(event) for event in append.events] for append in appends]
+        at = microseconds(self._clock.now())
+        try:
+            rows = [self._added(*each, at) for each in zip(appends, encoded, strict=True)]
+        except ConcurrentAppend:
+            kept, lengths = before
+            del self._rows[kept:]
+            self._runs = {run_id: self._runs[run_id][:length] for run_id, length in lengths.items()}
+            raise
+        return tuple(tuple(map(record, added)) for added in rows)
+
+    def _added(self, append: Append, encoded: Sequence[Encoded], at: int) -> list[Row]:
+        run_id, expected = append.run_id, append.expected
         run = self.rows(run_id)
         if len(run) != expected:
-            rows = run[max(expected, 0) :][: len(events)]
-            if not repeats(rows, encoded, batch):
+            rows = run[max(expected, 0) :][: len(encoded)]
+            if not repeats(rows, encoded, append.batch):
                 raise ConcurrentAppend(run_id, expected=expected, found=len(run))
-            return tuple(map(record, rows))
-        at = microseconds(self._clock.now())
-        linked = integrity.link(run_id, encoded, after=self.head(run_id), at=at, batch=batch)
+            return rows
+        linked = integrity.link(run_id, encoded, after=self.head(run_id), at=at, batch=append.batch)
         rows = [
             row._replace(position=position)
             for position, row in enumerate(linked, len(self._rows) + 1)
         ]
-        self._rows += rows
-        self._runs.setdefault(run_id, []).extend(rows)
-        return tuple(map(record, rows))
+        if rows:
+            self._rows += rows
+            self._runs.setdefault(run_id, []).extend(rows)
+        return rows
 
     def read(self, run_id: str, *, after: int = 0, until: int | None = None) -> Iterator[Recorded]:
         """The events of a run in a range; see the port."""
@@ -104,6 +124,10 @@ class MemoryEventStore:
         """What was recorded after a position; see the port."""
         return tuple(map(record, self._rows[max(after, 0) :][:limit]))
 
+    def pages(self, run_id: str) -> Iterator[list[Stored]]:
+        """A run as a database's driver would give it, for ``integrity.verify``."""
+        yield [(row.position, *row.columns[1:], row.digest) for row in self.rows(run_id)]
+
     def rows(self, run_id: str) -> list[Row]:
-        """A run as a database would store it, for ``integrity.verify``."""
+        """A run as a database would store it."""
         return list(self._runs[run_id]) if run_id in self._runs else []

@@ -10,14 +10,30 @@ depends_on = None
 
 RELEASE = "0.1.0"
 
-REFUSE = """
+REFUSE_SQLITE = """
 CREATE TRIGGER events_refuse_{action} BEFORE {action} ON events BEGIN
     SELECT RAISE(ABORT, 'events are append-only: {action} refused');
 END
 """
 
+REFUSAL_POSTGRESQL = """
+CREATE FUNCTION events_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING MESSAGE = 'events are append-only: ' || lower(TG_OP) || ' refused';
+END
+$$
+"""
+
+REFUSE_POSTGRESQL = """
+CREATE TRIGGER events_refuse_{action} BEFORE {action} ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION events_refuse()
+"""
+
+# A position is taken before its row is written, by the store itself.
+SEQUENCE = "CREATE SEQUENCE events_position OWNED BY events.position"
+
 # Non-finite figures are stored as {"$float": "nan"}: the view shows nan, and NULL for unmeasured.
-VIEW = """
+VIEW_SQLITE = """
 CREATE VIEW gate_outcomes AS
 SELECT
     events.run_id,
@@ -44,13 +60,46 @@ WHERE events.type = 'GateEvaluated'
 """
 
 
+VIEW_POSTGRESQL = """
+CREATE VIEW gate_outcomes AS
+SELECT
+    events.run_id,
+    events.sequence,
+    events.slot_id,
+    events.seed_id,
+    events.epoch,
+    stored.outcome ->> 'gate' AS gate,
+    (stored.outcome ->> 'passed')::boolean::integer AS passed,
+    (stored.outcome ->> 'score')::double precision AS score,
+    checked.value ->> 'name' AS check_name,
+    coalesce(
+        checked.value -> 'measured' ->> '$float', checked.value ->> 'measured'
+    )::double precision AS measured,
+    checked.value ->> 'comparison' AS comparison,
+    coalesce(
+        checked.value -> 'required' ->> '$float', checked.value ->> 'required'
+    )::double precision AS required,
+    (checked.value ->> 'passed')::boolean::integer AS check_passed
+FROM events
+CROSS JOIN LATERAL (SELECT events.payload::json -> 'outcome' AS outcome) AS stored
+CROSS JOIN LATERAL json_array_elements(stored.outcome -> 'checks') AS checked (value)
+WHERE events.type = 'GateEvaluated'
+"""
+
+
 def upgrade() -> None:
     """Create everything."""
     integer = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    # By bytes, as SQLite has it, whatever the server's language.
+    identifier = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+    dialect = op.get_context().dialect.name
     op.create_table(
         "events",
-        sa.Column("position", integer, primary_key=True, autoincrement=True),
-        sa.Column("run_id", sa.Text, nullable=False),
+        # On PostgreSQL autoincrement would make a second sequence.
+        sa.Column(
+            "position", integer, primary_key=True, autoincrement=dialect == "sqlite"
+        ),
+        sa.Column("run_id", identifier, nullable=False),
         sa.Column("sequence", integer, nullable=False),
         sa.Column("slot_id", sa.Text),
         sa.Column("seed_id", sa.Text),
@@ -72,9 +121,15 @@ def upgrade() -> None:
         sqlite_strict=True,
     )
     op.bulk_insert(releases, [{"revision": revision, "release": RELEASE}])
+    if dialect == "postgresql":
+        for statement in (SEQUENCE, REFUSAL_POSTGRESQL, VIEW_POSTGRESQL):
+            op.execute(statement)
+        for action in ("update", "delete", "truncate"):
+            op.execute(REFUSE_POSTGRESQL.format(action=action))
+        return
     for action in ("update", "delete"):
-        op.execute(REFUSE.format(action=action))
-    op.execute(VIEW)
+        op.execute(REFUSE_SQLITE.format(action=action))
+    op.execute(VIEW_SQLITE)
 
 
 def downgrade() -> None:
@@ -84,3 +139,5 @@ def downgrade() -> None:
     op.execute("DROP VIEW gate_outcomes")
     op.drop_table("kasmina_releases")
     op.drop_table("events")
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION events_refuse")

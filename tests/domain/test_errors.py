@@ -63,6 +63,16 @@ CASES = [
     (errors.RunIsClosed("r"), {"run_id": "r"}, "resume this one from a checkpoint"),
     (errors.CorruptHistory("it is torn"), {"problem": "it is torn"}, "run `kasmina verify`"),
     (
+        errors.NewerHistory("r", unknown=2),
+        {"run_id": "r", "unknown": 2},
+        "run 'r' holds 2 events of a newer kasmina",
+    ),
+    (
+        errors.BrokenChain("r", 41),
+        {"run_id": "r", "sequence": 41},
+        "event 41 of run 'r' is not the one that was recorded",
+    ),
+    (
         errors.StoreUnavailable("runs.db", "it is locked", "try again"),
         {"target": "runs.db", "problem": "it is locked", "mend": "try again"},
         "runs.db: it is locked; nothing was written; try again",

@@ -42,7 +42,7 @@ def test_nobody_changes_an_event(recorded, rows, sql, change):
 @pytest.mark.parametrize("columns", REPLACES.values(), ids=REPLACES)
 def test_our_own_connections_cannot_replace_an_event_either(recorded, rows, columns):
     before = rows()
-    writer = engine.writer(engine.locate(recorded), engine.Durability.FULL)
+    writer = engine.locate(recorded).writer(engine.Durability.FULL)
     with pytest.raises(IntegrityError, match="append-only"), writer.begin() as connection:
         connection.execute(text(REPLACE.format(columns)))
     writer.dispose()

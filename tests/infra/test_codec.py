@@ -171,6 +171,27 @@ def test_a_seed_that_is_not_text_is_not_written():
 PAUSED = b'{"epoch":1,"seed_id":"s1","slot_id":"a","step":1}'
 
 
+@pytest.mark.parametrize(("name", "version"), [("SeedPromoted", 1), ("SeedPaused", 2)])
+def test_an_event_of_a_newer_release_is_kept_as_it_was_stored(name, version):
+    event = codec.decode(name, version, PAUSED)
+    assert event == e.UnknownEvent(
+        epoch=1,
+        step=1,
+        type=name,
+        schema_version=version,
+        payload=PAUSED.decode(),
+        slot_id="a",
+        seed_id="s1",
+    )
+    assert codec.places(event) == (b"a", b"s1")
+    assert "no stored name" in caught(codec.UnwritableEvent, codec.encode, event).problem
+
+
+def test_an_event_of_a_newer_release_may_be_about_the_whole_run():
+    event = codec.decode("RunPraised", 7, b'{"epoch":1,"step":2,"words":["well",{"done":null}]}')
+    assert codec.places(event) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("name", "version", "payload", "problem"),
     [
@@ -183,9 +204,10 @@ PAUSED = b'{"epoch":1,"seed_id":"s1","slot_id":"a","step":1}'
         ("SeedPaused", 1, PAUSED.replace(b'"step":1', b'"step":-1'), "at least 0"),
         ("SeedPaused", 1, b'{"epoch":1}', "missing required field"),
         ("RunClosed", 1, b'{"epoch":{"$float":' + b"[" * 100_000, "recursion"),
-        ("SeedPaused", 2, PAUSED, "knows 1 to 1"),
-        ("SeedPaused", 0, PAUSED, "knows 1 to 1"),
-        ("SeedPromoted", 1, PAUSED, "no event of that name"),
+        ("SeedPaused", 0, PAUSED, "begin at 1"),
+        ("SeedPromoted", 1, b"[]", "Expected `object`"),
+        ("SeedPromoted", 1, b'{"epoch":-1,"step":0}', ">= 0"),
+        ("SeedPromoted", 1, b'{"epoch":1,"step":0,"name":"\xff"}', "utf"),
         ("RunClosed", 1, b'{"epoch":1,"objective":{"$float":"big"},"step":1}', "big"),
         ("RunClosed", 1, b'{"epoch":1,"objective":{"$float":[]},"step":1}', "unhashable"),
         ("RunClosed", 1, b'{"epoch":1,"objective":1e400,"step":1}', "out of range"),

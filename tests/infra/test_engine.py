@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from kasmina.domain.errors import StoreUnavailable
-from kasmina.infra import engine
+from kasmina.infra import engine, sqlite
 from kasmina.infra.engine import Durability, locate
 from kasmina.testing import caught
 
@@ -17,7 +17,8 @@ from kasmina.testing import caught
         ("kasmina.db", "not a database URL"),
         ("", "not a database URL"),
         ("data/kasmina.db", "not a database URL"),
-        ("postgresql://host/db", "only SQLite"),
+        ("mysql://host/db", "only SQLite and PostgreSQL"),
+        ("postgresql+asyncpg://host/db", "only SQLite and PostgreSQL"),
         ("sqlite+aiosqlite:///kasmina.db", "only SQLite"),
         ("sqlite://", "names no file"),
         ("sqlite:///", "names no file"),
@@ -48,7 +49,7 @@ def test_an_old_sqlite_is_refused_by_its_version(monkeypatch):
 
 @pytest.mark.parametrize("durability", Durability)
 def test_a_writer_has_every_setting(recorded, durability):
-    writer = engine.writer(locate(recorded), durability)
+    writer = locate(recorded).writer(durability)
     with writer.connect() as connection:
         settings = {
             name: connection.scalar(text(f"PRAGMA {name}"))
@@ -66,7 +67,7 @@ def test_a_writer_has_every_setting(recorded, durability):
 
 
 def test_a_reader_cannot_write(recorded):
-    reader = engine.reader(locate(recorded))
+    reader = locate(recorded).reader()
     with reader.connect() as connection:
         assert connection.scalar(text("PRAGMA query_only")) == 1
         with pytest.raises(Exception, match="readonly database"):
@@ -75,8 +76,8 @@ def test_a_reader_cannot_write(recorded):
 
 
 def test_a_setting_that_does_not_hold_is_an_error(recorded, monkeypatch):
-    monkeypatch.setattr(engine, "_patiently", lambda act: None)
-    writer = engine.writer(locate(recorded), Durability.RELAXED)
+    monkeypatch.setattr(sqlite, "patiently", lambda act: None)
+    writer = locate(recorded).writer(Durability.RELAXED)
     error = caught(StoreUnavailable, writer.connect)
     assert "SQLite set synchronous to 2 instead of 1" in error.problem
     assert "local disk" in error.mend
@@ -95,17 +96,17 @@ class TestSwitchingToWal:
             if error := next(tries):
                 raise error
 
-        engine._patiently(act)
+        sqlite.patiently(act)
         assert list(tries) == []
 
     def test_gives_up_in_the_end(self, monkeypatch):
-        monkeypatch.setattr(engine, "BUSY_SECONDS", 0.03)
+        monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.03)
         error = self.busy()
-        assert caught(sqlite3.OperationalError, engine._patiently, self.raising(error)) is error
+        assert caught(sqlite3.OperationalError, sqlite.patiently, self.raising(error)) is error
 
     def test_does_not_repeat_what_will_not_change(self):
         error = self.busy(sqlite3.SQLITE_READONLY)
-        assert caught(sqlite3.OperationalError, engine._patiently, self.raising(error)) is error
+        assert caught(sqlite3.OperationalError, sqlite.patiently, self.raising(error)) is error
 
     def raising(self, error):
         def act():
@@ -116,8 +117,9 @@ class TestSwitchingToWal:
 
 @pytest.mark.parametrize("name", ["plain", "sp ace", "größe", "100%", "what?", "a#b", "a&b=c"])
 def test_a_file_may_have_any_name(tmp_path, name):
-    location = engine.Location(url="", path=tmp_path / name)
-    writer = engine.writer(location, Durability.FULL, create=True)
+    database = locate(f"sqlite:///{tmp_path / 'runs.db'}")
+    database.path = tmp_path / name
+    writer = database.writer(Durability.FULL, create=True)
     with writer.begin() as connection:
         connection.execute(text("CREATE TABLE t (c)"))
     writer.dispose()

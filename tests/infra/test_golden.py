@@ -25,7 +25,9 @@ from tests.infra.released import (
 PAYLOADS = "d96adc10bebc6e2c7e044a6a37c5ff899bbf8d17670375580ecf82c303af7f53"
 """The digest over the payloads of version 1."""
 
-DATABASES = {"0001": "ce369694be5fbccc0160312615302c70bcd1d7e0794d7ce4959503da1e461d74"}
+DATABASES = dict.fromkeys(
+    ("0001", "0002"), "ce369694be5fbccc0160312615302c70bcd1d7e0794d7ce4959503da1e461d74"
+)
 """The revision of each golden database, and the digest at the end of its first run."""
 
 
@@ -37,7 +39,7 @@ def leaves(cls):
 
 def test_every_event_has_a_stored_name_and_a_golden_payload():
     named = {cls for cls, _ in codec.TYPES.values()}
-    assert named == leaves(e.Event)
+    assert named == leaves(e.Event) - {e.UnknownEvent}
     assert EVENTS.keys() == codec.TYPES.keys()
     for name, (_, version) in codec.TYPES.items():
         for released in range(1, version + 1):

@@ -16,7 +16,7 @@ from kasmina.testing import caught, epochs
 
 @pytest.fixture
 def connection(url):
-    writer = engine.writer(engine.locate(url), engine.Durability.FULL, create=True)
+    writer = engine.locate(url).writer(engine.Durability.FULL, create=True)
     with writer.begin() as connection:
         yield connection
     writer.dispose()
@@ -90,20 +90,20 @@ def test_the_present_revision_is_asked_without_creating_anything(tmp_path, path,
 def test_a_migration_that_loses_a_guard_is_undone(url, connection, table, monkeypatch):
     command.upgrade(migrate.config(connection), "head")
     connection.execute(text(f"DROP TRIGGER {table}"))
-    error = caught(SchemaMismatch, migrate._require_guards, connection, url)
+    error = caught(SchemaMismatch, migrate._require_guards, connection, engine.locate(url))
     assert error.found == f"a schema without {table}"
 
 
 def test_a_migration_that_loses_autoincrement_is_undone(url, connection):
     for name in ("events", *schema.TRIGGERS):
         connection.execute(text(f"CREATE TABLE {name} (position INTEGER PRIMARY KEY)"))
-    error = caught(SchemaMismatch, migrate._require_guards, connection, url)
+    error = caught(SchemaMismatch, migrate._require_guards, connection, engine.locate(url))
     assert "AUTOINCREMENT" in error.found
 
 
 def test_a_migration_that_fails_leaves_nothing(url, monkeypatch):
-    def lost(connection, target):
-        raise SchemaMismatch(target, found="nothing good", expected="0001", mend="")
+    def lost(connection, database):
+        raise SchemaMismatch(database.url, found="nothing good", expected="0001", mend="")
 
     monkeypatch.setattr(migrate, "_require_guards", lost)
     caught(SchemaMismatch, migrate.upgrade, url)
@@ -113,19 +113,19 @@ def test_a_migration_that_fails_leaves_nothing(url, monkeypatch):
 class TestANewerDatabase:
     @pytest.fixture
     def newer(self, recorded, sql):
-        sql("UPDATE kasmina_schema SET version_num = '0002'")
-        sql("INSERT INTO kasmina_releases VALUES ('0002', '0.9.0')")
+        sql("UPDATE kasmina_schema SET version_num = '0003'")
+        sql("INSERT INTO kasmina_releases VALUES ('0003', '0.9.0')")
         return recorded
 
     @pytest.mark.parametrize("access", Access)
     def test_says_which_release_to_install(self, newer, access):
         error = caught(SchemaMismatch, open_store, newer, access=access)
-        assert (error.found, error.expected) == ("the newer schema 0002", "0001")
+        assert (error.found, error.expected) == ("the newer schema 0003", schema.REVISION)
         assert error.mend == "install kasmina>=0.9.0"
 
     def test_is_not_migrated(self, newer):
         caught(SchemaMismatch, migrate.upgrade, newer)
-        assert migrate.current(newer) == "0002"
+        assert migrate.current(newer) == "0003"
 
     def test_without_a_release_still_says_what_to_do(self, newer, sql):
         sql("DELETE FROM kasmina_releases")
@@ -136,9 +136,10 @@ class TestANewerDatabase:
 def test_an_older_database_is_for_readers_to_report_and_for_writers_to_upgrade(
     recorded, monkeypatch
 ):
-    monkeypatch.setattr(schema, "REVISION", "0002")
+    present = schema.REVISION
+    monkeypatch.setattr(schema, "REVISION", "0003")
     error = caught(SchemaMismatch, open_store, recorded, access=Access.READ)
-    assert (error.found, error.expected) == ("the older schema 0001", "0002")
+    assert (error.found, error.expected) == (f"the older schema {present}", "0003")
     assert "kasmina db upgrade" in error.mend
 
 

@@ -44,7 +44,7 @@ def test_a_verification_that_is_given_up_keeps_nothing_open(recorded):
         rows = store.rows("digits-1")
         assert next(rows).columns.sequence == 1
         rows.close()
-        assert store._reader.pool.checkedout() == 0
+        assert store._connections._reader.pool.checkedout() == 0
 
 
 def test_a_closed_store_leaves_one_file(recorded, path):
@@ -69,20 +69,22 @@ def test_a_batch_marks_its_first_event_alone(recorded, sql):
     "query",
     [
         queries.HEAD,
+        queries.READ,
         queries.STRETCH,
         queries.WHOLE_RUN,
-        queries.POSITIONS,
         queries.FOLLOW,
-        queries.FIRST_EVENTS,
+        queries.BEGINNINGS,
+        queries.LATEST_BEGINNINGS,
+        queries.RUN_IDS,
     ],
 )
 def test_no_query_reads_all_events_or_sorts_a_run(recorded, sql, query):
     compiled = query.compile(dialect=sqlite.dialect(paramstyle="named"))
     given = compiled.params | {"run_id": "a", "after": 0, "until": 9, "limit": 9}
+    given |= {"before": 9, "start": "a"}
     text = str(compiled)
     for name in sorted(compiled.params, key=len, reverse=True):
         text = text.replace(f":{name}", repr(given[name]))
     plan = [detail for *_, detail in sql(f"EXPLAIN QUERY PLAN {text}")]
     assert not [line for line in plan if line.startswith("SCAN events")]
-    if query is not queries.FIRST_EVENTS:  # which sorts runs, of which there are few
-        assert not [line for line in plan if "TEMP B-TREE" in line]
+    assert not [line for line in plan if "TEMP B-TREE" in line]
