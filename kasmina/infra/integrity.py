@@ -1,75 +1,47 @@
-"""The chain of digests over what is stored, and the search for whatever breaks it.
+"""The search for whatever is wrong with a stored run: its chain, its payloads, its history.
 
-Each digest is SHA-256 over the run's previous digest and the exact stored bytes of every column
-but two: ``digest`` itself, and ``position``, which the database gives on insertion and which
-changes when a run is copied elsewhere. Within its run, positions must still grow with the sequence.
-
-What a chain alone cannot see: a tail that was cut off (keep a ``Seal`` elsewhere), and a history
-rewritten from some event to its end with all digests computed anew (likewise).
+What no search through the run alone can find is a tail that was cut off, and a history that was
+rewritten with every digest computed anew and still makes sense: keep a ``Seal`` elsewhere.
 """
 
+import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from enum import Enum
-from hashlib import sha256
-from typing import NamedTuple
+from typing import Protocol
 
 from attrs import frozen
 
 from kasmina.domain import events as e
-from kasmina.domain.errors import UnreadableEvent
-from kasmina.domain.ports import EMPTY_HEAD, Head
+from kasmina.domain.errors import CorruptHistory, UnreadableEvent
+from kasmina.domain.legality import Inspector, Offence
+from kasmina.domain.ports import EventStore, Head
+from kasmina.domain.state import RunState
+from kasmina.history import load
 from kasmina.infra import codec
+from kasmina.infra.chain import STORED, Columns, Place, Row, Stored, chain, link, walk
+
+__all__ = [
+    "STORED",
+    "Columns",
+    "Flaw",
+    "Problem",
+    "Row",
+    "Scrutiny",
+    "Seal",
+    "Stored",
+    "Verification",
+    "chain",
+    "link",
+    "verify",
+]
 
 PROBLEMS_KEPT = 100
 """Problems that a verification lists, so that a file full of them does not fill the memory."""
 
 
-class Columns(NamedTuple):
-    """The columns that a digest covers, as stored: text as its bytes."""
-
-    run_id: bytes
-    sequence: int
-    slot_id: bytes | None
-    seed_id: bytes | None
-    type: bytes
-    schema_version: int
-    epoch: int
-    recorded_at: int
-    payload: bytes
-    batch: bytes | None
-
-
-class Row(NamedTuple):
-    """One stored row."""
-
-    position: int
-    columns: Columns
-    digest: bytes
-
-
-# All integers and all lengths (-1 for NULL) come first, at fixed places; so two different rows
-# never frame to the same bytes.
-_FRAME = struct.Struct(">10q")
-
-
-def chain(previous: bytes, row: Columns) -> bytes:
-    """The 32-byte digest of ``row``, which follows the row with digest ``previous``."""
-    run_id, sequence, slot_id, seed_id, kind, version, epoch, recorded_at, payload, batch = row
-    frame = _FRAME.pack(
-        sequence,
-        version,
-        epoch,
-        recorded_at,
-        len(run_id),
-        -1 if slot_id is None else len(slot_id),
-        -1 if seed_id is None else len(seed_id),
-        len(kind),
-        len(payload),
-        -1 if batch is None else len(batch),
-    )
-    parts = (previous, frame, run_id, slot_id or b"", seed_id or b"", kind, payload, batch or b"")
-    return sha256(b"".join(parts)).digest()
+# What a fold can raise where a log is wrong, or where two runs are each other's parents.
+_UNFOLDABLE = (CorruptHistory, UnreadableEvent, ValueError, ArithmeticError, RecursionError)
 
 
 class Flaw(Enum):
@@ -78,9 +50,15 @@ class Flaw(Enum):
     ALTERED = "its digest does not follow from its columns and the event before it"
     MISSING = "there is no event of this sequence"
     REPEATED = "there is more than one event of this sequence"
-    MISPLACED = "its position in the store is not after that of the event before it"
+    MISNUMBERED = "sequences begin at 1"
+    MISPLACED = "its position in the store is not between those of its neighbours"
     UNREADABLE = "its payload cannot be read"
     CONTRADICTORY = "its columns and its payload disagree"
+    ILLEGAL = Offence.ILLEGAL.value
+    UNJUSTIFIED = Offence.UNJUSTIFIED.value
+    UNFINISHED = Offence.UNFINISHED.value
+    DISOWNED = "the run that it was forked from has no such event, or another"
+    ABSENT = "the sealed run is not in this database"
     CUT = "the run ends before the sealed length"
     UNSEALED = "its digest is not the sealed one"
 
@@ -111,12 +89,18 @@ class Seal:
 
 @frozen(kw_only=True)
 class Verification:
-    """What was found of a run. ``problems`` are the first ``PROBLEMS_KEPT``, in order."""
+    """What was found of a run.
+
+    ``problems`` are the first ``PROBLEMS_KEPT``, in order, and what only the seal shows.
+    ``unjudged`` events could not be held against the state of the run, because that is not known:
+    after an event of a newer release, and in a fork whose parent is elsewhere.
+    """
 
     run_id: str
     events: int
     head: Head
     problems: tuple[Problem, ...]
+    unjudged: int = 0
 
     @property
     def sound(self) -> bool:
@@ -130,101 +114,190 @@ class Verification:
 
 
 class Scrutiny(Enum):
-    """How closely to look: at the chain alone, or at every payload as well."""
+    """How closely to look: at the chain alone, at every payload too, or at what they tell."""
 
     CHAIN = "chain"
     PAYLOADS = "payloads"
+    HISTORY = "history"
 
 
-def link(
-    run_id: str, encoded: Sequence[codec.Encoded], *, after: Head, at: int, batch: str | None
-) -> list[Row]:
-    """The rows that continue a run after its head; their positions (0) are the store's to give.
+class Archive(EventStore, Protocol):
+    """An event store that also shows what it stores."""
 
-    ``at`` is the time in microseconds, ``batch`` marks the first row.
-    """
-    run, digest = run_id.encode(), after.digest
-    mark = None if batch is None else batch.encode()
-    rows = []
-    for sequence, (slot, seed, kind, version, epoch, payload) in enumerate(
-        encoded, after.sequence + 1
-    ):
-        row = Columns(run, sequence, slot, seed, kind, version, epoch, at, payload, mark)
-        digest = chain(digest, row)
-        rows.append(Row(0, row, digest))
-        mark = None
-    return rows
+    def pages(self, run_id: str) -> Iterable[Iterable[Stored]]:
+        """A run's rows by sequence, then by position; all from one state of the database."""
+        ...
 
 
 def verify(
     run_id: str,
-    rows: Iterable[Row],
+    archive: Archive,
     *,
     seal: Seal | None = None,
-    scrutiny: Scrutiny = Scrutiny.PAYLOADS,
+    scrutiny: Scrutiny = Scrutiny.HISTORY,
 ) -> Verification:
-    """Walk over the rows of a run in their order, once and in constant memory.
+    """Go through the rows of a run once, in constant memory.
 
     Every link is judged against what is stored before it, so one altered event is one problem and
-    what follows is judged on its own.
+    what follows is judged on its own. For its history a run is read again up to each point that it
+    was rewound to, and its parent up to the event that it was forked from.
     """
-    problems: list[Problem] = []
-    events = position = sequence = 0
-    digest = EMPTY_HEAD.digest
-    for row in rows:
-        columns = row.columns
+    examiner = _Examiner(run_id, archive, seal, scrutiny)
+    examiner.go_through(itertools.chain.from_iterable(archive.pages(run_id)))
+    return examiner.conclude()
+
+
+class _Examiner:
+    """One verification, as far as it has come."""
+
+    def __init__(
+        self, run_id: str, archive: Archive, seal: Seal | None, scrutiny: Scrutiny
+    ) -> None:
+        self._run_id = run_id
+        self._run = run_id.encode()
+        self._archive = archive
+        self._seal = seal
+        self._scrutiny = scrutiny
+        self._inspector = Inspector(run_id, self._recall)
+        self._judging = scrutiny is Scrutiny.HISTORY
+        self._parent: str | None = None
+        self._place = Place()
+        self._events = 0
+        self._problems: list[Problem] = []
+
+    def go_through(self, rows: Iterator[Stored]) -> None:
+        """Every row, up to one that cannot be told from rubbish."""
+        look = None if self._scrutiny is Scrutiny.CHAIN and self._seal is None else self._look
+        while True:
+            before = self._place.sequence
+            self._place, misfit = walk(self._run, rows, self._place, look)
+            self._events += self._place.sequence - before
+            if misfit is None or not self._stumble(misfit):
+                return
+            self._events += 1
+
+    def conclude(self) -> Verification:
+        """What was found, and what the end of the run adds to it."""
+        place, seal = self._place, self._seal
+        unfinished = self._inspector.conclude() if self._judging else None
+        if seal is not None and place.sequence < seal.length:
+            self._broken_seal(place.sequence + 1, Flaw.CUT if self._events else Flaw.ABSENT)
+        elif unfinished is not None:
+            self._add(place.sequence + 1, Flaw[unfinished.offence.name], unfinished.detail)
+        return Verification(
+            run_id=self._run_id,
+            events=self._events,
+            head=Head(sequence=place.sequence, digest=place.digest),
+            problems=tuple(self._problems),
+            unjudged=self._inspector.unjudged,
+        )
+
+    def _add(self, sequence: int, flaw: Flaw, detail: str = "") -> None:
+        if len(self._problems) < PROBLEMS_KEPT:
+            self._problems.append(Problem(sequence=sequence, flaw=flaw, detail=detail))
+
+    def _broken_seal(self, sequence: int, flaw: Flaw) -> None:
+        """Said once, and however much else there is: it is what the seal was for."""
+        self._problems.append(Problem(sequence=sequence, flaw=flaw))
+        self._seal = None
+
+    def _stumble(self, row: Stored) -> bool:
+        """Say what is wrong between a row and the one before it; whether to go on after it."""
+        before, (position, digest), columns = (
+            self._place,
+            (row[0], row[-1]),
+            Columns(self._run, *row[1:-1]),
+        )
         try:
-            problems.extend(_links(row, position, sequence, digest))
-            if scrutiny is Scrutiny.PAYLOADS:
-                problems.extend(_payload(columns))
-        except (TypeError, AttributeError, struct.error):
+            altered = chain(before.digest, columns) != digest
+            too_early = position <= before.position
+        except (TypeError, struct.error):
             detail = "a column holds a value of another type than its own"
-            problems.append(Problem(sequence=sequence + 1, flaw=Flaw.UNREADABLE, detail=detail))
-            break
-        position, sequence, digest = row.position, columns.sequence, row.digest
-        events += 1
-        if seal is not None and sequence == seal.length and digest != seal.digest:
-            problems.append(Problem(sequence=sequence, flaw=Flaw.UNSEALED))
-        del problems[PROBLEMS_KEPT:]
-    if seal is not None and sequence < seal.length:
-        problems.append(Problem(sequence=sequence + 1, flaw=Flaw.CUT))
-    head = Head(sequence=sequence, digest=digest)
-    return Verification(run_id=run_id, events=events, head=head, problems=tuple(problems))
+            self._add(before.sequence + 1, Flaw.UNREADABLE, detail)
+            return False
+        if columns.sequence < 1:
+            self._add(columns.sequence, Flaw.MISNUMBERED)
+            return True
+        # Of two rows out of order the first is, where the second one fits after the one before.
+        swapped = too_early and position > before.earlier
+        if swapped:
+            self._add(before.sequence, Flaw.MISPLACED)
+        self._count(before.sequence, columns.sequence, altered=altered)
+        if too_early and not swapped:
+            self._add(columns.sequence, Flaw.MISPLACED)
+            position, earlier = before.position, before.earlier
+        else:
+            earlier = before.earlier if swapped else before.position
+        self._place = Place(columns.sequence, digest, position, earlier)
+        self._look(row)
+        return True
 
+    def _count(self, last: int, found: int, *, altered: bool) -> None:
+        if found <= last:
+            self._add(found, Flaw.REPEATED)
+        elif found > last + 1:
+            self._add(last + 1, Flaw.MISSING, f"up to {found - 1}" if found > last + 2 else "")
+        elif altered:
+            self._add(found, Flaw.ALTERED)
+        self._judging = self._judging and found == last + 1
 
-def _links(row: Row, position: int, sequence: int, digest: bytes) -> Iterable[Problem]:
-    """What is wrong between a row and the one before it."""
-    found = row.columns.sequence
-    whole = found == sequence + 1 and chain(digest, row.columns) == row.digest
-    if whole and row.position > position:
-        return ()
-    return _broken(row, position, sequence, altered=not whole)
+    def _look(self, row: Stored) -> None:
+        """Say what is wrong with a row by itself, and in the history so far."""
+        sequence, seal = row[1], self._seal
+        if seal is not None and sequence == seal.length and row[-1] != seal.digest:
+            self._broken_seal(sequence, Flaw.UNSEALED)
+        if self._scrutiny is Scrutiny.CHAIN:
+            return
+        event = self._read(Columns(self._run, *row[1:-1]))
+        if event is None:
+            self._judging = False
+        elif self._judging:
+            self._judge(sequence, event)
 
+    def _read(self, columns: Columns) -> e.Event | None:
+        try:
+            event = codec.decode(columns.type.decode(), columns.schema_version, columns.payload)
+        except UnreadableEvent as error:
+            self._add(columns.sequence, Flaw.UNREADABLE, error.problem)
+            return None
+        except UnicodeDecodeError:
+            self._add(columns.sequence, Flaw.UNREADABLE, "its type is not text")
+            return None
+        copies = (*codec.places(event), event.epoch)
+        if copies != (columns.slot_id, columns.seed_id, columns.epoch):
+            self._add(columns.sequence, Flaw.CONTRADICTORY, "slot, seed or epoch")
+        if isinstance(event, e.RunOpened | e.RunForked) and event.run_id != self._run_id:
+            self._add(columns.sequence, Flaw.CONTRADICTORY, "run")
+        return event
 
-def _broken(row: Row, position: int, sequence: int, *, altered: bool) -> Iterator[Problem]:
-    found = row.columns.sequence
-    if found <= sequence:
-        yield Problem(sequence=found, flaw=Flaw.REPEATED)
-    elif found > sequence + 1:
-        upto = f"up to {found - 1}" if found > sequence + 2 else ""
-        yield Problem(sequence=sequence + 1, flaw=Flaw.MISSING, detail=upto)
-    elif altered:
-        yield Problem(sequence=found, flaw=Flaw.ALTERED)
-    if row.position <= position:
-        yield Problem(sequence=found, flaw=Flaw.MISPLACED)
+    def _judge(self, sequence: int, event: e.Event) -> None:
+        if isinstance(event, e.RunForked) and self._disowned(event):
+            self._add(sequence, Flaw.DISOWNED)
+            self._judging = False
+            return
+        finding = self._inspector.judge(sequence, event)
+        if finding is not None:
+            self._add(sequence, Flaw[finding.offence.name], finding.detail)
+            self._judging = False
 
+    def _disowned(self, fork: e.RunForked) -> bool:
+        """Whether the parent is here, but not as the fork saw it, which is a seal of it."""
+        parent = fork.parent_run_id
+        try:
+            digest = bytes.fromhex(fork.parent_digest)
+        except ValueError:
+            digest = b""
+        seen = Seal(run_id=parent, length=max(fork.parent_sequence, 1), digest=digest)
+        found = verify(parent, self._archive, seal=seen, scrutiny=Scrutiny.CHAIN)
+        flaws = {problem.flaw for problem in found.problems if problem.sequence <= seen.length}
+        self._parent = None if flaws else parent
+        return not flaws.isdisjoint({Flaw.UNSEALED, Flaw.CUT})
 
-def _payload(columns: Columns) -> Iterator[Problem]:
-    """What is wrong with a row by itself."""
-    name = columns.type.decode(errors="replace")
-    try:
-        event = codec.decode(name, columns.schema_version, columns.payload)
-    except UnreadableEvent as error:
-        yield Problem(sequence=columns.sequence, flaw=Flaw.UNREADABLE, detail=error.problem)
-        return
-    copies = (*codec.places(event), event.epoch)
-    if copies != (columns.slot_id, columns.seed_id, columns.epoch):
-        detail = "slot, seed or epoch"
-        yield Problem(sequence=columns.sequence, flaw=Flaw.CONTRADICTORY, detail=detail)
-    if isinstance(event, e.RunOpened | e.RunForked) and event.run_id.encode() != columns.run_id:
-        yield Problem(sequence=columns.sequence, flaw=Flaw.CONTRADICTORY, detail="run")
+    def _recall(self, run_id: str, sequence: int) -> RunState | None:
+        """The state at a point of this run, or of the parent where that is whole up to there."""
+        if run_id not in {self._run_id, self._parent}:
+            return None
+        try:
+            return load(self._archive, run_id, until=sequence)
+        except _UNFOLDABLE:
+            return None
