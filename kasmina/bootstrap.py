@@ -1,15 +1,21 @@
 """The composition root: puts store, slots, optimizer and gates together into a run."""
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from os import PathLike
 
 from attrs import evolve as changed
+from attrs import frozen
 from torch.optim import Optimizer
 
 from kasmina.adapters.torch.blueprints import BlueprintRegistry, blueprints
-from kasmina.adapters.torch.checkpoint import Stateful, read_checkpoint, restore_checkpoint
+from kasmina.adapters.torch.checkpoint import (
+    Checkpoint,
+    Stateful,
+    read_checkpoint,
+    restore_checkpoint,
+)
 from kasmina.adapters.torch.germination import Sprout
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
@@ -23,12 +29,13 @@ from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import EventStore, Identifiers
 from kasmina.domain.stages import Stage
 from kasmina.domain.state import RunState
+from kasmina.history import beginning, load, resume_point, saved_tensors
 from kasmina.infra.engine import Durability
 from kasmina.infra.event_store import open_store
 from kasmina.infra.log import LogFormat, LoggingEventStore, configure_logging
 from kasmina.infra.system import RandomIdentifiers
 from kasmina.run import Parts, Run
-from kasmina.service import Journal, load, resume_point
+from kasmina.service import Journal
 
 _RECORDED_SOFTWARE = ("kasmina", "torch", "transitions")
 
@@ -43,6 +50,7 @@ def open_run(
     policy: GatePolicy | None = None,
     random_seed: int = 0,
     resume: str | None = None,
+    fork: str | None = None,
     checkpoint: str | PathLike[str] | None = None,
     extra: Mapping[str, Stateful] | None = None,
     prediction: Prediction | None = None,
@@ -60,13 +68,20 @@ def open_run(
     checkpoint is taken back by a recorded ``RunRewound``. Without any checkpoint the run goes back
     to its beginning. ``name``, ``objective``, ``policy`` and ``random_seed`` are then the log's.
 
+    ``fork`` is the identifier of a run from which a new one, called ``name``, branches off at
+    ``checkpoint``: by default the last one that it recorded, and without any its beginning. The
+    run itself is left as it is. ``objective`` and ``random_seed`` are its own; so is ``policy``,
+    unless another is given to rule from there on.
+
     ``extra`` names what else belongs into checkpoints: schedulers, scalers, averaged models.
     ``prediction`` picks the tensor to compare out of the model's output. ``sample_every`` is the
     number of steps from one sample of isolation and gradients to the next.
 
     Raises ``StoreUnavailable``, ``SchemaMismatch``, ``UnknownRun``, ``HostMismatch``,
-    ``CheckpointError``; log, host and optimizer are then as they were.
+    ``CheckpointError``, ``TensorsNotSaved``; log, host and optimizer are then as they were.
     """
+    if resume is not None and fork is not None:
+        raise InvalidCommand("a run is either resumed or forked; give resume= or fork=, not both")
     identifiers = identifiers or RandomIdentifiers()
     if log is not None:
         configure_logging(log)
@@ -81,37 +96,35 @@ def open_run(
         if log is not None:
             store = LoggingEventStore(store)
         writer = identifiers.batch()
+        past = None
         if resume is None:
             journal = Journal(store, identifiers.run_id(name), writer=writer, state=None)
-            opened = c.OpenRun(
-                step=0,
-                run_id=journal.run_id,
-                name=name,
-                objective=objective,
-                policy=policy or GatePolicy(),
-                host=slots.describe(),
-                random_seed=random_seed,
-                software=_software(),
-            )
-            journal.handle(opened, *_places(slots))
         else:
-            journal = Journal.open(store, resume, writer=writer)
-            _require_same_host(journal.state, slots)
+            past = journal = Journal.open(store, resume, writer=writer)
+        if fork is not None:
+            past = Journal.open(store, fork, writer=writer)
+        if past is not None:
+            _require_same_host(past.state, slots)
+            objective = past.state.objective
         parts = Parts(
             journal=journal,
             slots=slots,
             groups=groups,
             monitor=monitor,
-            evaluator=Evaluator(slots, journal.state.objective, prediction=prediction),
+            evaluator=Evaluator(slots, objective, prediction=prediction),
             blueprints=registry,
             identifiers=identifiers,
             extra=extra or {},
             release=resources.close,
         )
-        if resume is None:
-            run = Run(parts, step=0, steps_in_epoch=0)
-        else:
+        if past is None:
+            run = _begun(parts, name, objective, policy or GatePolicy(), random_seed)
+        elif fork is None:
             run = _resumed(parts, store, checkpoint)
+        else:
+            start = _start(store, past, checkpoint)
+            draft = journal.fork(fork, at=start.state.sequence, name=name, policy=policy)
+            run = _continued(parts, start, lambda: journal.commit(draft))
         undo.pop_all()
         return run
 
@@ -137,6 +150,23 @@ def _require_unused(slots: Slots, optimizer: Optimizer) -> None:
         )
 
 
+def _begun(
+    parts: Parts, name: str, objective: Objective, policy: GatePolicy, random_seed: int
+) -> Run:
+    opened = c.OpenRun(
+        step=0,
+        run_id=parts.journal.run_id,
+        name=name,
+        objective=objective,
+        policy=policy,
+        host=parts.slots.describe(),
+        random_seed=random_seed,
+        software=_software(),
+    )
+    parts.journal.handle(opened, *_places(parts.slots))
+    return Run(parts, step=0, steps_in_epoch=0)
+
+
 def _software() -> tuple[Software, ...]:
     return tuple(
         Software(name=package, version=importlib.metadata.version(package))
@@ -149,45 +179,67 @@ def _places(slots: Slots) -> Iterator[c.OpenSlot]:
         yield c.OpenSlot(step=0, slot_id=slot_id, topology=slot.topology, width=slot.width)
 
 
-def _resumed(parts: Parts, store: EventStore, path: str | PathLike[str] | None) -> Run:
-    """A run on host, slots and optimizer as its checkpoint has them, and the log with them."""
-    journal = parts.journal
-    saved = journal.state.checkpoint
-    if path is None and saved is not None:
-        path = saved.path
-    if path is None and journal.state.closed:
-        raise RunIsClosed(journal.run_id)
-    checkpoint = None if path is None else read_checkpoint(path)
-    to = _beginning(journal)
-    if checkpoint is not None:
+@frozen(kw_only=True)
+class _Start:
+    """From where a run goes on; without a checkpoint the tensors are the host's, as given."""
+
+    state: RunState
+    checkpoint: Checkpoint | None
+
+
+def _start(store: EventStore, past: Journal, path: str | PathLike[str] | None) -> _Start:
+    """The point of ``past`` that the checkpoint at ``path``, or its last one, was taken at."""
+    to, checkpoint = beginning(store, past.run_id), None
+    if path is None:
+        saved = past.state.checkpoint or saved_tensors(store, past.run_id, at=to)
+        path = None if saved is None else saved.path
+    if path is not None:
+        checkpoint = read_checkpoint(path)
         to = resume_point(
-            journal,
+            store,
+            past.run_id,
+            taken_in=checkpoint.run_id,
             sequence=checkpoint.sequence,
             digest=checkpoint.digest,
             path=checkpoint.path,
         )
-    there = load(store, journal.run_id, until=to)
-    if there is None:
-        raise CorruptHistory(f"run {journal.run_id!r} has no event {to}")
-    step = there.step if checkpoint is None else checkpoint.step
-    run = Run(parts, step=step, steps_in_epoch=step - there.epoch_ended)
+    state = load(store, past.run_id, until=to)
+    if state is None:
+        raise CorruptHistory(f"run {past.run_id!r} has no event {to}")
+    return _Start(state=state, checkpoint=checkpoint)
+
+
+def _resumed(parts: Parts, store: EventStore, path: str | PathLike[str] | None) -> Run:
+    """The run of ``parts``, with what its log holds beyond the checkpoint taken back."""
+    journal = parts.journal
+    if journal.state.closed and journal.state.checkpoint is None and path is None:
+        raise RunIsClosed(journal.run_id)
+    start = _start(store, journal, path)
+    to = start.state.sequence
+    if to == journal.state.sequence:
+        return _continued(parts, start, lambda: None)
+    return _continued(parts, start, lambda: journal.rewind(to))
+
+
+def _continued(parts: Parts, start: _Start, record: Callable[[], object]) -> Run:
+    """A run on host, slots and optimizer as they were at ``start``; ``record`` puts it on record.
+
+    When it raises, slots and optimizer are as they were before.
+    """
+    state, checkpoint = start.state, start.checkpoint
+    step = state.step if checkpoint is None else checkpoint.step
+    run = Run(parts, step=step, steps_in_epoch=step - state.epoch_ended)
     parts.monitor.resume(step)
     with ExitStack() as undo:
-        undo.callback(run.show, _empty(there), {})
-        run.show(there, _grown(there, parts))
+        undo.callback(run.show, _empty(state), {})
+        run.show(state, _grown(state, parts))
         if checkpoint is not None:
             restore_checkpoint(
                 checkpoint, slots=parts.slots, optimizer=parts.groups.optimizer, extra=parts.extra
             )
-        if to != journal.state.sequence:
-            journal.rewind(to)
+        record()
         undo.pop_all()
     return run
-
-
-def _beginning(journal: Journal) -> int:
-    """The last event of a run's opening, before anything was trained."""
-    return 1 + len(journal.state.slots)
 
 
 def _empty(state: RunState) -> RunState:

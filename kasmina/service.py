@@ -5,39 +5,13 @@ from collections.abc import Iterator, Sequence
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
 from kasmina.domain.decide import decide
-from kasmina.domain.errors import CheckpointError, ConcurrentAppend, InvalidCommand, UnknownRun
-from kasmina.domain.evolve import evolve, surviving
-from kasmina.domain.ports import EventStore, Head, Recorded
+from kasmina.domain.errors import ConcurrentAppend, InvalidCommand, NewerHistory
+from kasmina.domain.evolve import evolve
+from kasmina.domain.points import InsideDecision, decision_around, together
+from kasmina.domain.policies import GatePolicy
+from kasmina.domain.ports import Append, EventStore, Head, Recorded
 from kasmina.domain.state import RunState
-
-
-def load(store: EventStore, run_id: str, *, until: int | None = None) -> RunState | None:
-    """The run's state after event ``until``, or now; ``None`` for an unknown run.
-
-    Streams: a run that was never rewound is read once, any other twice.
-    """
-    state: RunState | None = None
-    rewinds: list[tuple[int, int]] = []
-    head = 0
-    for record in store.read(run_id, until=until):
-        head = record.sequence
-        if isinstance(record.event, e.RunRewound):
-            rewinds.append((record.sequence, record.event.to))
-        elif not rewinds:
-            state = _folded(store, state, record)
-    if not rewinds:
-        return state
-    state = None
-    for after, stop in surviving(rewinds, head=head):
-        for record in store.read(run_id, after=after, until=stop):
-            state = _folded(store, state, record)
-    return state
-
-
-def _folded(store: EventStore, state: RunState | None, record: Recorded) -> RunState:
-    if isinstance(record.event, e.RunForked):
-        state = load(store, record.event.parent_run_id, until=record.event.parent_sequence)
-    return evolve(state, record.event)
+from kasmina.history import load, unknown
 
 
 class Draft:
@@ -68,6 +42,11 @@ def _opened(state: RunState | None) -> RunState:
     return state
 
 
+def _require_understood(state: RunState) -> None:
+    if state.unknown_events:
+        raise NewerHistory(state.run_id, unknown=state.unknown_events)
+
+
 class Journal:
     """One run as its writer sees it: the state, and the only way to change it.
 
@@ -79,17 +58,18 @@ class Journal:
         self, store: EventStore, run_id: str, *, writer: str, state: RunState | None
     ) -> None:
         self.run_id = run_id
-        self._store = store
+        self.store = store
         self._writer = writer
         self._state = state
         self._digest = store.head(run_id).digest
 
     @classmethod
     def open(cls, store: EventStore, run_id: str, *, writer: str) -> "Journal":
-        """A run that is in the store. Raises ``UnknownRun``."""
+        """A run that is in the store. Raises ``UnknownRun`` and ``NewerHistory``."""
         state = load(store, run_id)
         if state is None:
-            raise UnknownRun(run_id, (record.run_id for record in store.runs()))
+            raise unknown(store, run_id)
+        _require_understood(state)
         return cls(store, run_id, writer=writer, state=state)
 
     @property
@@ -100,7 +80,7 @@ class Journal:
     def head(self) -> Head:
         """Where this writer left the run. Raises ``ConcurrentAppend`` if another went on since."""
         mine = Head(sequence=self.state.sequence, digest=self._digest)
-        found = self._store.head(self.run_id)
+        found = self.store.head(self.run_id)
         if found != mine:
             raise ConcurrentAppend(self.run_id, expected=mine.sequence, found=found.sequence)
         return mine
@@ -115,12 +95,29 @@ class Journal:
         When it raises (``ConcurrentAppend``, ``StoreUnavailable``) nothing was recorded and the
         state is what it was.
         """
-        if not draft.events:
-            return ()
-        expected = 0 if self._state is None else self._state.sequence
-        recorded = self._append(draft.events, expected)
-        self._state = draft.state
+        (recorded,) = Journal.commit_all(((self, draft),))
         return recorded
+
+    @staticmethod
+    def commit_all(
+        drafts: Sequence[tuple["Journal", Draft]],
+    ) -> tuple[tuple[Recorded, ...], ...]:
+        """Record drafts of many runs in one transaction, as ``commit`` does: all of them or none.
+
+        A durable transaction takes about as long for a thousand runs as for one. The runs must
+        be different ones of the same store.
+        """
+        written = [(journal, draft) for journal, draft in drafts if draft.events]
+        if len({journal.store for journal, _ in written}) > 1:
+            raise InvalidCommand("runs of different stores cannot share a transaction")
+        recorded: Iterator[tuple[Recorded, ...]] = iter(())
+        if written:
+            store = written[0][0].store
+            recorded = iter(store.append_all([j.append_of(d.events) for j, d in written]))
+        return tuple(
+            journal.settle(next(recorded), draft.state) if draft.events else ()
+            for journal, draft in drafts
+        )
 
     def handle(self, *commands: c.Command) -> tuple[Recorded, ...]:
         """Decide ``commands`` in order and record what follows, all of it or nothing."""
@@ -130,66 +127,85 @@ class Journal:
         return self.commit(draft)
 
     def rewind(self, to: int) -> tuple[Recorded, ...]:
-        """Go back to the state after event ``to``, by an event of its own."""
-        there = load(self._store, self.run_id, until=to)
+        """Go back to the state after event ``to``, by an event of its own.
+
+        Raises ``InsideDecision`` where ``to`` is not the last event of a decision.
+        """
+        there = load(self.store, self.run_id, until=to)
         if there is None:
             raise InvalidCommand(f"run {self.run_id!r} cannot be rewound to before its first event")
+        _require_decided(self.store, self.run_id, to)
         command = c.Rewind(to=to, epoch=there.epoch, step=there.step)
         (event,) = decide(self.state, command, self.state.policy)
-        recorded = self._append([event], self.state.sequence)
-        self._state = evolve(there, event)
-        return recorded
+        (recorded,) = self.store.append_all((self.append_of([event]),))
+        return self.settle(recorded, evolve(there, event))
 
-    def _append(self, events: Sequence[e.Event], expected: int) -> tuple[Recorded, ...]:
-        recorded = self._store.append(
-            self.run_id, events, expected=expected, batch=f"{self._writer}:{expected}"
-        )
+    def fork(self, parent: str, *, at: int, name: str, policy: GatePolicy | None = None) -> Draft:
+        """A draft by which this run, which must be new, begins at event ``at`` of ``parent``.
+
+        From there on ``policy`` rules, where one is given. Raises as the function ``fork`` does.
+        """
+        if self._state is not None:
+            raise InvalidCommand(f"run {self.run_id!r} has begun; a fork is a run of its own")
+        forked, there = _forked(self.store, parent, at=at, run_id=self.run_id, name=name)
+        draft = Draft(evolve(there, forked))
+        draft.events.append(forked)
+        if policy is not None:
+            draft.decide(c.ChangePolicy(step=there.step, policy=policy))
+        return draft
+
+    def append_of(self, events: Sequence[e.Event]) -> Append:
+        """The append that records ``events`` next."""
+        expected = 0 if self._state is None else self._state.sequence
+        batch = f"{self._writer}:{expected}"
+        return Append(run_id=self.run_id, events=events, expected=expected, batch=batch)
+
+    def settle(self, recorded: tuple[Recorded, ...], state: RunState) -> tuple[Recorded, ...]:
+        """Go on from ``state``, now that what leads to it was recorded."""
+        self._state = state
         self._digest = recorded[-1].digest
         return recorded
 
     def read(self, *, after: int = 0, until: int | None = None) -> Iterator[Recorded]:
         """The run's own events."""
-        return self._store.read(self.run_id, after=after, until=until)
+        return self.store.read(self.run_id, after=after, until=until)
 
 
-def fork(store: EventStore, parent: str, *, at: int, run_id: str, name: str) -> None:
-    """Begin run ``run_id`` from the state of ``parent`` after event ``at``."""
-    origin = load(store, parent, until=at)
-    if origin is None or origin.sequence != at:
+def fork(store: EventStore, parent: str, *, at: int, run_id: str, name: str) -> e.RunForked:
+    """Begin run ``run_id`` from the state of ``parent`` after event ``at``.
+
+    Raises ``InvalidCommand`` where the parent has no such event, and ``InsideDecision`` where it
+    is not the last event of a decision.
+    """
+    forked, _ = _forked(store, parent, at=at, run_id=run_id, name=name)
+    store.append(run_id, [forked], expected=0)
+    return forked
+
+
+def _forked(
+    store: EventStore, parent: str, *, at: int, run_id: str, name: str
+) -> tuple[e.RunForked, RunState]:
+    there = load(store, parent, until=at)
+    if there is None or there.sequence != at:
         raise InvalidCommand(f"run {parent!r} has no event {at} to fork from")
+    _require_understood(there)
+    _require_decided(store, parent, at)
     (record,) = store.read(parent, after=at - 1, until=at)
     forked = e.RunForked(
-        epoch=origin.epoch,
-        step=origin.step,
+        epoch=there.epoch,
+        step=there.step,
         run_id=run_id,
         name=name,
         parent_run_id=parent,
         parent_sequence=at,
         parent_digest=record.digest.hex(),
     )
-    store.append(run_id, [forked], expected=0)
+    return forked, there
 
 
-def resume_point(journal: Journal, *, sequence: int, digest: bytes, path: str) -> int:
-    """The event to which a run must return to go on from a checkpoint taken after ``sequence``.
-
-    That is the record of the checkpoint itself where it was still written. Raises
-    ``CheckpointError`` when the run has no such event, or a different one.
-    """
-    records = list(journal.read(after=sequence - 1, until=sequence + 1))
-    if not records or records[0].sequence != sequence:
-        raise CheckpointError(
-            path,
-            f"it was taken after event {sequence}, but run {journal.run_id!r} has no such event",
-            "give the checkpoint of this run, or a database that holds its whole log",
-        )
-    if records[0].digest != digest:
-        raise CheckpointError(
-            path,
-            f"it was taken in another history: event {sequence} has a different digest",
-            "give the checkpoint of this run and this database",
-        )
-    saved = records[-1].event
-    if isinstance(saved, e.CheckpointSaved) and saved.sequence == sequence:
-        return sequence + 1
-    return sequence
+def _require_decided(store: EventStore, run_id: str, at: int) -> None:
+    """Raise ``InsideDecision`` where the event after ``at`` was recorded together with it."""
+    pair = list(store.read(run_id, after=at - 1, until=at + 1))
+    if len(pair) > 1 and together(*pair):
+        first, last = decision_around(store.read(run_id), at)
+        raise InsideDecision(run_id, at, first=first, last=last)

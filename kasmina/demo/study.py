@@ -26,11 +26,11 @@ from kasmina.domain.policies import GatePolicy, Timeouts
 from kasmina.domain.ports import EventStore, Recorded
 from kasmina.domain.projections import timeline
 from kasmina.domain.stages import Incubator, Stage
+from kasmina.history import load
 from kasmina.infra.engine import Access
 from kasmina.infra.event_store import open_store
 from kasmina.infra.log import LogFormat
 from kasmina.run import EpochReport, Run
-from kasmina.service import load
 
 CHANNELS = (4, 8)
 LEARNING_RATE = 3e-3

@@ -15,6 +15,7 @@ READING = [
     ("replay", "digits"),
     ("replay", "latest"),
     ("audit", "digits"),
+    ("diff", "digits@epoch:3"),
     ("verify", "--all"),
     ("blueprints",),
     ("stages",),
@@ -55,7 +56,10 @@ class TestRuns:
         assert call("db", "upgrade", "--database", url).code == 0
         done = call("runs", "--database", url)
         assert (done.code, done.out.split()) == (0, [url, "holds", "no", "runs", "yet"])
-        assert json.loads(call("runs", "--database", url, "--json").out) == {"runs": []}
+        assert json.loads(call("runs", "--database", url, "--json").out) == {
+            "runs": [],
+            "older_than": None,
+        }
 
 
 class TestReplay:

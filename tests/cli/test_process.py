@@ -51,7 +51,10 @@ def kasmina(environment, *arguments, **options):
         (("runs",), {"msgspec", "sqlalchemy"}),
         (("replay", "digits"), {"msgspec", "sqlalchemy"}),
         (("audit", "digits"), {"msgspec", "sqlalchemy"}),
+        (("diff", "digits@epoch:3"), {"msgspec", "sqlalchemy"}),
+        (("fork", "digits", "--at", "28", "--name", "x"), {"msgspec", "sqlalchemy"}),
         (("verify", "--all"), {"msgspec", "sqlalchemy"}),
+        (("export", "digits", "--to", "csv"), {"msgspec", "sqlalchemy"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -1,13 +1,24 @@
 """How a command finds the run and the point that it was given."""
 
+from datetime import timedelta
+
 import pytest
 
-from kasmina.adapters.cli.errors import AmbiguousRun, NoSuchPoint
-from kasmina.adapters.cli.reading import find_run, follow, run_name, sequence_of_epoch, state_of
+from kasmina.adapters.cli.errors import AmbiguousRun, ContradictoryOptions
+from kasmina.adapters.cli.reading import (
+    chosen_point,
+    find_place,
+    find_run,
+    follow,
+    open_writer,
+    run_name,
+    state_of,
+)
 from kasmina.domain import commands as c
-from kasmina.domain.errors import CorruptHistory, UnknownRun
+from kasmina.domain.errors import CorruptHistory, StoreUnavailable, UnknownRun
+from kasmina.domain.points import AtEpoch, AtEvent, NotAPoint
 from kasmina.service import fork
-from kasmina.testing import MemoryEventStore, epochs, run_opened
+from kasmina.testing import FixedClock, MemoryEventStore, epochs, run_opened
 
 
 @pytest.fixture
@@ -74,27 +85,40 @@ def test_a_fork_is_listed_by_its_own_name_and_continues_its_parent(several):
     assert state_of(several, "ab-f").epoch == 2
 
 
-def test_an_epoch_is_its_last_event_that_no_rewind_took_back(store, digits):
-    history = list(store.read(digits))
-    ends = [sequence_of_epoch(history, epoch) for epoch in range(10)]
-    assert ends[0] == 3
-    assert ends == sorted(ends)
-    assert ends[9] == history[-1].sequence
-    assert [history[end - 1].event.epoch for end in ends] == list(range(10))
+@pytest.mark.parametrize(
+    ("asked", "run_id", "point"),
+    [
+        ("xyz", "xyz-3", None),
+        ("xyz@12", "xyz-3", AtEvent(sequence=12)),
+        ("xy@epoch:3", "xyz-3", AtEpoch(epoch=3)),
+        ("latest@1", "ab", AtEvent(sequence=1)),
+        ("me@home", "m-1", None),  # a name with an @ in it
+        ("me@home@2", "m-1", AtEvent(sequence=2)),
+        ("me@3", "m-2", None),
+    ],
+)
+def test_a_place_is_a_run_or_a_run_and_a_point(several, asked, run_id, point):
+    if asked.startswith("me"):
+        for number, name in ((1, "me@home"), (2, "me@3")):
+            several.append(f"m-{number}", [run_opened(f"m-{number}", name=name)], expected=0)
+    assert find_place(several, asked) == (run_id, point)
 
 
-@pytest.mark.parametrize("epoch", [-1, 10])
-def test_an_epoch_that_was_not_reached_is_an_error(store, digits, epoch):
-    with pytest.raises(NoSuchPoint) as caught:
-        sequence_of_epoch(list(store.read(digits)), epoch)
-    assert (caught.value.first, caught.value.last) == (0, 9)
+def test_a_place_says_which_of_its_parts_makes_no_sense(several):
+    with pytest.raises(UnknownRun, match="'xyzz'"):
+        find_place(several, "xyzz@12")
+    with pytest.raises(NotAPoint, match="'epch:3'"):
+        find_place(several, "xyz@epch:3")
 
 
-def test_an_epoch_that_was_taken_back_is_an_error():
-    store = MemoryEventStore()
-    store.append("a", [run_opened("a"), *epochs(3)], expected=0)
-    history = list(store.read("a"))
-    assert sequence_of_epoch(history, 3) == 4
+def test_options_name_one_point_at_most():
+    assert chosen_point(at=None, epoch=None, follow=True) is None
+    assert chosen_point(at=0, epoch=None) == AtEvent(sequence=0)
+    assert chosen_point(at=None, epoch=0) == AtEpoch(epoch=0)
+    assert chosen_point(at=None, epoch=None, time="2026-11-23").moment.day == 23
+    with pytest.raises(ContradictoryOptions) as caught:
+        chosen_point(at=1, epoch=None, time="noon", follow=True)
+    assert caught.value.options == ("--at", "--time", "--follow")
 
 
 def test_following_waits_only_when_there_is_nothing_new(story):
@@ -111,3 +135,22 @@ def test_following_waits_only_when_there_is_nothing_new(story):
     seen = [record.sequence for record in follow(store, "a", after=0, wait=wait)]
     assert seen == [1, 2, 3, 4]
     assert waits == [1, 1, 1]
+
+
+def test_a_run_that_was_closed_and_went_on_is_followed_further(story):
+    store = MemoryEventStore(FixedClock(step=timedelta(seconds=1)))
+    told = story(store, "a")
+    told.handle(c.CloseRun)
+    told.rewind(1)
+
+    def wait():
+        told.handle(c.CloseRun)
+
+    assert [record.sequence for record in follow(store, "a", after=0, wait=wait)] == [1, 2, 3, 4]
+
+
+def test_a_store_to_write_to_must_be_there_already(tmp_path):
+    path = tmp_path / "missing.db"
+    with pytest.raises(StoreUnavailable):
+        open_writer(f"sqlite:///{path}")
+    assert not path.exists()

@@ -36,9 +36,9 @@ from kasmina.domain.stages import (
     SeedInput,
     Topology,
 )
+from kasmina.history import load
 from kasmina.infra.codec import TYPES
 from kasmina.infra.integrity import Flaw, Problem, Verification
-from kasmina.service import load
 
 GOLDEN = Path(__file__).parent / "golden"
 

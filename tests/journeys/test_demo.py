@@ -12,8 +12,8 @@ from kasmina.demo.study import OtherStudy, Study, resume_study
 from kasmina.domain import events as e
 from kasmina.domain.projections import gate_ledger
 from kasmina.domain.stages import CullCause
+from kasmina.history import load
 from kasmina.infra.engine import Access
-from kasmina.service import load
 
 # Called by a path wider than the terminal, which must not break the commands to copy.
 _PROGRAM = "/home/someone/" + "a-long-folder/" * 10 + "kasmina"

@@ -25,9 +25,9 @@ from kasmina.domain.errors import (
 from kasmina.domain.evidence import Comparison
 from kasmina.domain.evolve import replay
 from kasmina.domain.policies import MetricCheck
+from kasmina.history import load
 from kasmina.infra.engine import Access
 from kasmina.infra.event_store import SqlEventStore
-from kasmina.service import load
 from tests.journeys.loop import ACCURACY, PATIENT, STRICT, Loop, build_host
 
 

@@ -1,15 +1,15 @@
-"""Opening a store for reading, and finding in it what a command names."""
+"""Opening a store, and finding in it what a command names."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from kasmina.adapters.cli.errors import AmbiguousRun, NoSuchPoint
+from kasmina.adapters.cli.errors import AmbiguousRun, ContradictoryOptions
 from kasmina.domain import events as e
 from kasmina.domain.errors import CorruptHistory, UnknownRun
-from kasmina.domain.evolve import surviving
+from kasmina.domain.points import AtEpoch, AtEvent, Point, parse_point
 from kasmina.domain.ports import EventStore, Recorded
 from kasmina.domain.state import RunState
-from kasmina.service import load
+from kasmina.history import load, unknown
 
 if TYPE_CHECKING:
     from kasmina.infra.event_store import SqlEventStore
@@ -23,6 +23,15 @@ def open_reader(database: str) -> "SqlEventStore":
     from kasmina.infra.event_store import open_store
 
     return open_store(database, access=Access.READ)
+
+
+def open_writer(database: str) -> "SqlEventStore":
+    """The store, which must be there already, for writing. Raises as ``open_reader`` does."""
+    from kasmina.infra.engine import Access
+    from kasmina.infra.event_store import open_store
+
+    open_reader(database).close()
+    return open_store(database, access=Access.WRITE)
 
 
 def find_run(store: EventStore, asked: str) -> str:
@@ -58,42 +67,57 @@ def state_of(store: EventStore, run_id: str, *, until: int | None = None) -> Run
     """The run's state after event ``until``, or now. Raises ``UnknownRun``."""
     state = load(store, run_id, until=until)
     if state is None:
-        raise UnknownRun(run_id, (record.run_id for record in store.runs()))
+        raise unknown(store, run_id)
     return state
 
 
-def sequence_of_epoch(history: Sequence[Recorded], epoch: int) -> int:
-    """The last event up to the end of ``epoch``, among those that no rewind took back.
+def find_place(store: EventStore, asked: str) -> tuple[str, Point | None]:
+    """The run, and the point in it if one is named, of ``RUN``, ``RUN@12``, ``RUN@epoch:3``, ...
 
-    Raises ``NoSuchPoint``.
+    A run's name may itself hold an ``@``. Raises ``UnknownRun``, ``AmbiguousRun`` and, where the
+    run is there and the point makes no sense, ``NotAPoint``.
     """
-    rewinds = [
-        (record.sequence, record.event.to)
-        for record in history
-        if isinstance(record.event, e.RunRewound)
-    ]
-    kept = [
-        record
-        for after, until in surviving(rewinds, head=len(history))
-        for record in history[after:until]
-    ]
-    first, last = kept[0].event.epoch, kept[-1].event.epoch
-    if not first <= epoch <= last:
-        raise NoSuchPoint(history[0].run_id, "epoch", asked=epoch, first=first, last=last)
-    return max(record.sequence for record in kept if record.event.epoch <= epoch)
+    run, separator, point = asked.rpartition("@")
+    if not separator:
+        return find_run(store, asked), None
+    try:
+        return find_run(store, asked), None
+    except UnknownRun:
+        run_id = find_run(store, run)
+    return run_id, parse_point(point)
+
+
+def chosen_point(
+    *, at: int | None, epoch: int | None, time: str | None = None, follow: bool = False
+) -> Point | None:
+    """The point that the options name, of which at most one may be given, and none to follow.
+
+    Raises ``ContradictoryOptions`` and ``NotAPoint``.
+    """
+    wishes = {"--at": at is not None, "--epoch": epoch is not None, "--time": time is not None}
+    given = [option for option, wished in {**wishes, "--follow": follow}.items() if wished]
+    if len(given) > 1:
+        raise ContradictoryOptions(given)
+    if at is not None:
+        return AtEvent(sequence=at)
+    if epoch is not None:
+        return AtEpoch(epoch=epoch)
+    return None if time is None else parse_point(f"time:{time}")
 
 
 def follow(
     store: EventStore, run_id: str, *, after: int, wait: Callable[[], None]
 ) -> Iterator[Recorded]:
-    """The run's events after ``after`` as they are recorded, until the run is closed.
+    """The run's events after ``after`` as they are recorded, until the last one closes the run.
 
     ``wait`` is called whenever there are none yet.
     """
     while True:
+        closed = False
         for record in store.read(run_id, after=after):
             after = record.sequence
+            closed = isinstance(record.event, e.RunClosed)
             yield record
-            if isinstance(record.event, e.RunClosed):
-                return
+        if closed:
+            return
         wait()

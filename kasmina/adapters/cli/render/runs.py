@@ -1,23 +1,27 @@
 """The runs of a database, a run a line."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from kasmina.adapters.cli.render.figures import number, plain_table, stage_text
+from kasmina.domain.events import RunForked
 from kasmina.domain.stages import Stage
 from kasmina.domain.state import RunState, SlotState
 
 _WIDEST_ID = 30  # an identifier is there to be copied: other columns are folded first
 
 
-def render_runs(states: Sequence[RunState], database: str) -> RenderableType:
-    """Each run's present state; oldest first."""
+def render_runs(
+    states: Sequence[RunState], database: str, *, forks: Iterable[RunForked] = ()
+) -> RenderableType:
+    """Each run's present state; oldest first. ``forks`` say which of them were forked."""
     if not states:
         return Text(f"{database} holds no runs yet")
-    longest = max(len(state.run_id) for state in states)
+    origins = {each.run_id: f"↳ {each.parent_run_id}" for each in forks}
+    longest = max(map(len, (*origins.values(), *(state.run_id for state in states))))
     table = plain_table(gap=1)
     table.add_column("run", overflow="fold", min_width=min(longest, _WIDEST_ID))
     # An identifier usually begins with the name: then a column of names tells nothing.
@@ -32,7 +36,7 @@ def render_runs(states: Sequence[RunState], database: str) -> RenderableType:
     table.add_column("", no_wrap=True)
     for state in states:
         table.add_row(
-            state.run_id,
+            _identity(state.run_id, origins),
             *([state.name] if named else []),
             state.host.kind,
             _stages(state.slots.values()),
@@ -42,6 +46,17 @@ def render_runs(states: Sequence[RunState], database: str) -> RenderableType:
             "closed" if state.closed else Text("open", style="green"),
         )
     return table
+
+
+def _identity(run_id: str, origins: Mapping[str, str]) -> Text:
+    if run_id not in origins:
+        return Text(run_id)
+    return Text.assemble(run_id, (f"\n{origins[run_id]}", "dim"))
+
+
+def render_older(first: str) -> RenderableType:
+    """Where the list goes on."""
+    return Text(f"there are older ones: kasmina runs --before {first}", style="dim")
 
 
 def _stages(slots: Iterable[SlotState]) -> Text:

@@ -58,6 +58,11 @@ def sentence(event: e.Event) -> str:
 
 
 @sentence.register
+def _(event: e.UnknownEvent) -> str:
+    return f"{event.type} (version {event.schema_version}), of a newer release"
+
+
+@sentence.register
 def _(event: e.RunOpened) -> str:
     objective = event.objective
     return f"run {event.name} opened, to {objective.direction.value} {objective.name}"

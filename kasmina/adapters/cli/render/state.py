@@ -18,14 +18,15 @@ from kasmina.adapters.cli.render.figures import (
 )
 from kasmina.adapters.cli.render.policies import policy_text
 from kasmina.adapters.cli.render.sentences import goal, words
+from kasmina.domain.events import RunForked
 from kasmina.domain.evidence import GateOutcome
 from kasmina.domain.stages import Gate, Health
 from kasmina.domain.state import RunState, SeedState, SlotState
 
 
-def render_state(state: RunState, *, head: int) -> RenderableType:
-    """The run after ``state.sequence`` of its ``head`` events."""
-    return Lines(_header(state, head), "", *_body(state))
+def render_state(state: RunState, *, head: int, forked: RunForked | None = None) -> RenderableType:
+    """The run after ``state.sequence`` of its ``head`` events, ``forked`` being its first."""
+    return Lines(_header(state, head, forked), "", *_body(state))
 
 
 def _body(state: RunState) -> Iterable[RenderableType]:
@@ -37,12 +38,14 @@ def _body(state: RunState) -> Iterable[RenderableType]:
     return (_slots(state), "", *seeds, _gates(slots))
 
 
-def _header(state: RunState, head: int) -> Table:
+def _header(state: RunState, head: int, forked: RunForked | None) -> Table:
     objective, host = state.objective, state.host
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("run", Text.assemble((state.name, "bold"), f"  {state.run_id}  {_status(state)}"))
+    if forked is not None:
+        table.add_row("forked from", f"{forked.parent_run_id} at #{forked.parent_sequence:,}")
     latest = f"latest {number(state.latest)} {objective.unit}".rstrip()
     if state.latest is None:
         latest = "not measured yet"
@@ -54,6 +57,9 @@ def _header(state: RunState, head: int) -> Table:
     place = f"epoch {state.epoch:,}, step {state.step:,}, event {state.sequence:,} of {head:,}"
     rewinds = f", {plural(state.rewinds, 'rewind')}" if state.rewinds else ""
     table.add_row("at", place + rewinds)
+    if state.unknown_events:
+        unread = plural(state.unknown_events, "event")
+        table.add_row("not shown", Text(f"{unread} that only a newer release can read", "yellow"))
     if state.checkpoint is not None:
         table.add_row("checkpoint", f"{state.checkpoint.path}, event {state.checkpoint.sequence:,}")
     return table

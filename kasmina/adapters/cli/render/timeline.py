@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -18,6 +19,7 @@ _STRIKING = {
     e.IsolationViolated: "yellow",
     e.HealthChanged: "yellow",
     e.RunRewound: "yellow",
+    e.UnknownEvent: "yellow",
 }
 
 
@@ -32,7 +34,7 @@ def render_timeline(moments: Iterable[Moment]) -> RenderableType:
         table.add_row(
             f"#{moment.sequence}",
             f"{moment.epoch:,}",
-            moment.slot_id or "",
+            _slot_id(moment.event) or "",
             _said(moment),
             style="dim" if moment.undone else None,
         )
@@ -57,9 +59,25 @@ def _style(event: e.Event) -> str:
 def render_record(record: Recorded) -> RenderableType:
     """One event as it arrives, when a run is followed."""
     event = record.event
-    slot = f"{event.slot_id}  " if isinstance(event, e.SlotEvent) else ""
-    return Text.assemble(
-        (f"#{record.sequence:<6} epoch {event.epoch:<5} ", "dim"),
-        slot,
-        (sentence(event), _style(event)),
-    )
+    return _line(record, Text(sentence(event), style=_style(event)))
+
+
+def render_reversal(moments: Iterable[Moment]) -> RenderableType:
+    """What a rewind, when a run is followed, made of moments that were shown before."""
+    return Lines(*(_line(each, _turned(each)) for each in moments))
+
+
+def _turned(moment: Moment) -> Text:
+    if moment.undone:
+        return _said(moment)
+    return Text.assemble((sentence(moment.event), _style(moment.event)), " (counts again)")
+
+
+def _line(entry: Moment | Recorded, said: Text) -> Text:
+    slot_id = _slot_id(entry.event)
+    place = f"#{entry.sequence:<6} epoch {entry.event.epoch:<5} "
+    return Text.assemble((place, "dim"), f"{slot_id}  " if slot_id else "", said)
+
+
+def _slot_id(event: e.Event) -> str | None:
+    return event.slot_id if isinstance(event, e.SlotEvent | e.UnknownEvent) else None
