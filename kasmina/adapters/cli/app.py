@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from keyword import iskeyword
 from typing import NoReturn
 
 from cyclopts import App, CycloptsError
@@ -34,7 +35,11 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-database = App(name="db", help="Create a database, bring it up to date, show its schema.")
+database = App(name="db", help="Create a database, bring it up to date, copy it.")
+
+
+def _function(command: str) -> str:
+    return f"{command}_" if iskeyword(command) else command
 
 
 def _register() -> None:
@@ -43,16 +48,24 @@ def _register() -> None:
         ("runs", "runs_command", "List the runs of a database."),
         ("replay", "replay_command", "Show a run as it stands, or as it stood at any point."),
         ("audit", "audit_command", "Show what the gates decided, and on which figures."),
+        ("diff", "diff_command", "Show what differs between two points, or between two runs."),
         ("verify", "verify_command", "Check that runs are exactly as they were recorded."),
+        ("seal", "seal_command", "Write down what a run is now, to hold it to that later."),
+        ("fork", "fork_command", "Begin a new run from any point of another."),
+        ("export", "export_command", "Write runs to JSON lines, Parquet or CSV."),
+        ("import", "import_command", "Take in runs that were exported as JSON lines."),
+        ("sink", "sink_command", "Pass the log on to TensorBoard, MLflow or OpenTelemetry."),
         ("blueprints", "catalogue_commands", "List what seeds can be made of."),
         ("stages", "catalogue_commands", "Draw the lifecycle of a slot."),
     ):
-        app.command(f"{_COMMANDS}.{module}:{command}", name=command, help=summary)
-    for command, summary in (
-        ("upgrade", "Create a database, or bring it up to date."),
-        ("current", "Show a database's schema."),
+        app.command(f"{_COMMANDS}.{module}:{_function(command)}", name=command, help=summary)
+    for command, module, summary in (
+        ("upgrade", "db_commands", "Create a database, or bring it up to date."),
+        ("current", "db_commands", "Show a database's schema."),
+        ("copy", "db_copying", "Copy runs into another database, digests and all."),
+        ("backup", "db_copying", "Copy a whole database while others write to it."),
     ):
-        database.command(f"{_COMMANDS}.db_commands:{command}", name=command, help=summary)
+        database.command(f"{_COMMANDS}.{module}:{command}", name=command, help=summary)
     app.command(database)
     app.register_install_completion_command(help="Install completion for this shell.")
 

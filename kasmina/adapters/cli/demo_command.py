@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -79,8 +80,10 @@ def _study(database: str, *, seed: int, quick: bool, log: bool) -> "Study":
         raise MissingExtra("kasmina demo", error.name, extra="demo") from error
     from kasmina.infra.engine import locate
     from kasmina.infra.log import LogFormat
+    from kasmina.infra.sqlite import SqliteDatabase
 
-    path = locate(database).path
+    place = locate(database)
+    path = place.path if isinstance(place, SqliteDatabase) else Path("kasmina-demo").absolute()
     runs = QUICK_RANDOM_SEEDS if quick else RANDOM_SEEDS
     return Study(
         url=database,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from enum import IntEnum
 
+from kasmina.adapters.sinks.errors import SinkUnavailable
 from kasmina.domain.errors import CorruptHistory, KasminaError, StoreError
 
 
@@ -33,18 +34,6 @@ class AmbiguousRun(KasminaError):
         )
 
 
-class NoSuchPoint(KasminaError):
-    """A sequence or an epoch that the run has not reached."""
-
-    def __init__(self, run_id: str, unit: str, *, asked: int, first: int, last: int) -> None:
-        self.run_id = run_id
-        self.unit = unit
-        self.asked = asked
-        self.first = first
-        self.last = last
-        super().__init__(f"run {run_id!r} has no {unit} {asked}: it has {first} to {last}")
-
-
 class ContradictoryOptions(KasminaError):
     """Options of which at most one makes sense."""
 
@@ -73,4 +62,5 @@ class MissingExtra(KasminaError):
 
 def exit_code(error: KasminaError) -> Exit:
     """The exit code that tells what kind of error it was."""
-    return Exit.STORE if isinstance(error, StoreError | CorruptHistory) else Exit.USAGE
+    outside = isinstance(error, StoreError | CorruptHistory | SinkUnavailable)
+    return Exit.STORE if outside else Exit.USAGE
