@@ -1,17 +1,19 @@
-"""The event store against the same work by hand on raw sqlite3, in one run, interleaved.
+"""The event store against the same work by hand, and against `eventsourcing`, in one run.
 
-    python benchmarks/store.py            # prints the table
-    python benchmarks/store.py --write    # and keeps it in benchmarks/results/store.md
+    python benchmarks/store.py            # prints the tables
+    python benchmarks/store.py --write    # and keeps them in benchmarks/results/store.md
+    python benchmarks/store.py --fleet    # also builds 10,000 runs with 5,000,000 events (4 GB)
 
 Each round does every line once, so that a busy moment of the machine hits all of them. A rate is
 the median over the rounds, a ratio the median of the rounds' own ratios. "By hand" has the same
-columns, the same UNIQUE, WAL and durability, no triggers and no port to satisfy; where it says so,
-it also encodes each event with msgspec and chains SHA-256 over what it stores.
+columns, the same UNIQUE, WAL and durability, no triggers and no port to satisfy; it encodes each
+event with msgspec and chains SHA-256 over what it stores, and it reads into the same classes.
+The peer saves and reads the same figures as the events of an aggregate of its own, on the same
+file system. PostgreSQL is a server of the run's own on loopback; without one its line is left out.
 """
-# ruff: noqa: INP001, S101, T201 - a script: it asserts what it measures, its output is the terminal
+# ruff: noqa: INP001, T201 - a script: its output is the terminal
 
 import argparse
-import hashlib
 import os
 import platform
 import sqlite3
@@ -19,132 +21,37 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
+from store_fleet import fleet, group_commit
+from store_memory import memory
+from store_postgres import postgres
+from store_sides import BATCH, PAYLOADS, ByHand, Kasmina, Peer
 
-from kasmina.domain.events import GateEvaluated
-from kasmina.domain.evidence import Check, Comparison, GateOutcome
-from kasmina.domain.stages import Gate
-from kasmina.infra.event_store import SqlEventStore, open_store
+from kasmina.infra.event_store import open_store
 from kasmina.infra.integrity import Scrutiny
 
-BATCH = 1000
 SINGLES = 200
+READ = 20_000
+LARGEST = 730
 RESULTS = Path(__file__).parent / "results" / "store.md"
-
-TABLE = """
-CREATE TABLE events (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT, sequence INTEGER, slot_id TEXT,
-    seed_id TEXT, type TEXT, schema_version INTEGER, epoch INTEGER, recorded_at INTEGER,
-    payload TEXT, batch TEXT, digest BLOB, UNIQUE (run_id, sequence)
-) STRICT
-"""
-INSERT = "INSERT INTO events VALUES (NULL, 'run', ?, ?, ?, 'GateEvaluated', 1, ?, ?, ?, NULL, ?)"
-SELECT = "SELECT sequence, slot_id, seed_id, epoch, recorded_at, CAST(payload AS BLOB), digest "
-SELECT += "FROM events WHERE run_id = 'run' ORDER BY sequence"
-
-ENCODE = msgspec.json.Encoder(order="sorted").encode
-DECODE = msgspec.json.Decoder(GateEvaluated).decode
 
 
 class Line(NamedTuple):
-    """A kind of work: by hand (the limit), by kasmina, and how many events each time."""
+    """A kind of work: by hand (the limit), by kasmina, by the peer; and what is to be reached."""
 
     name: str
-    limit: Callable[[], None]
-    ours: Callable[[], None]
+    limit: Callable[[], object]
+    ours: Callable[[], object]
     events: int
+    wanted: float | None = None
+    peer: Callable[[], object] | None = None
+    wanted_of_peer: float | None = None
 
 
-def event(step: int) -> GateEvaluated:
-    """A gate's decision, about 500 bytes when stored."""
-    checks = tuple(
-        Check.of(name, 0.731 + step, Comparison.AT_LEAST, 0.5)
-        for name in ("improvement", "rehearsal", "gradient_norm", "isolation_violations")
-    )
-    outcome = GateOutcome.of(Gate.G2, checks, 0.25)
-    return GateEvaluated(epoch=step, step=step, slot_id="layer2", seed_id="s1", outcome=outcome)
-
-
-EVENTS = [event(step) for step in range(BATCH)]
-PAYLOADS = [ENCODE(one).decode() for one in EVENTS]
-
-
-class ByHand:
-    """Raw sqlite3, doing the same and nothing else."""
-
-    def __init__(self, path: Path) -> None:
-        self.connection = sqlite3.connect(path, isolation_level=None)
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.execute("PRAGMA synchronous = FULL")
-        self.connection.execute(TABLE)
-        self.sequence = 0
-        self.digest = bytes(32)
-
-    def append(self, count: int) -> None:
-        """Insert payloads that are ready, without a digest worth the name."""
-        rows = [
-            (self.sequence + n, "layer2", "s1", n, 0, PAYLOADS[n - 1], self.digest)
-            for n in range(1, count + 1)
-        ]
-        self._write(rows)
-
-    def encode_and_append(self, count: int) -> None:
-        """Encode, chain, insert."""
-        rows = []
-        for n, one in enumerate(EVENTS[:count], self.sequence + 1):
-            payload = ENCODE(one)
-            columns = f"run|{n}|{one.slot_id}|{one.seed_id}|GateEvaluated|1|{one.epoch}|0|".encode()
-            self.digest = hashlib.sha256(self.digest + columns + payload).digest()
-            rows.append((n, one.slot_id, one.seed_id, one.epoch, 0, payload.decode(), self.digest))
-        self._write(rows)
-
-    def _write(self, rows: Sequence[tuple[object, ...]]) -> None:
-        self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.executemany(INSERT, rows)
-        self.connection.execute("COMMIT")
-        self.sequence += len(rows)
-
-    def replay(self) -> None:
-        """Scan, and decode to typed events."""
-        for row in self.connection.execute(SELECT):
-            DECODE(row[5])
-
-    def verify(self) -> None:
-        """Scan, and chain SHA-256 over the columns."""
-        digest = bytes(32)
-        for sequence, slot, seed, epoch, at, payload, stored in self.connection.execute(SELECT):
-            columns = f"run|{sequence}|{slot}|{seed}|GateEvaluated|1|{epoch}|{at}|".encode()
-            digest = hashlib.sha256(digest + columns + payload).digest()
-            assert digest == stored
-
-
-class Kasmina:
-    """The same through the event store."""
-
-    def __init__(self, store: SqlEventStore) -> None:
-        self.store = store
-        self.sequence = 0
-
-    def append(self, count: int) -> None:
-        """One append, one transaction."""
-        batch = f"w.{self.sequence}"
-        self.store.append("run", EVENTS[:count], expected=self.sequence, batch=batch)
-        self.sequence += count
-
-    def replay(self) -> None:
-        """Every event, typed, with its place and time."""
-        assert sum(1 for _ in self.store.read("run")) == self.sequence
-
-    def verify(self, scrutiny: Scrutiny) -> None:
-        """The whole chain."""
-        assert self.store.verify("run", scrutiny=scrutiny).sound
-
-
-def repeated(act: Callable[[int], None], times: int) -> Callable[[], None]:
+def repeated(act: Callable[[int], object], times: int) -> Callable[[], None]:
     """One event in its own transaction, again and again."""
 
     def run() -> None:
@@ -156,84 +63,160 @@ def repeated(act: Callable[[int], None], times: int) -> Callable[[], None]:
 
 @contextmanager
 def lines(folder: Path) -> Iterator[list[Line]]:
-    """Everything that is compared; reading works on 20,000 events."""
-    plain, hand, full = (ByHand(folder / name) for name in ("plain.db", "hand.db", "full.db"))
-    with (
-        open_store(f"sqlite:///{folder / 'write.db'}") as writing,
-        open_store(f"sqlite:///{folder / 'read.db'}") as reading,
-    ):
-        ours, stored = Kasmina(writing), Kasmina(reading)
-        for _ in range(20):
-            full.encode_and_append(BATCH)
-            stored.append(BATCH)
-        count = full.sequence
-        batch, single = f"append, {BATCH:,} a transaction", "append, one durable transaction each"
-        by_chain = lambda: stored.verify(Scrutiny.CHAIN)  # noqa: E731
-        by_payload = lambda: stored.verify(Scrutiny.PAYLOADS)  # noqa: E731
+    """Everything that is compared; reading works on ``READ`` events."""
+    with ExitStack() as stack:
+        hand, full = (ByHand(folder / name) for name in ("hand.db", "full.db"))
+        writing, reading = (
+            Kasmina(stack.enter_context(open_store(f"sqlite:///{folder / name}")))
+            for name in ("write.db", "read.db")
+        )
+        saving, getting = (Peer(folder / name) for name in ("save.db", "get.db"))
+        stack.callback(saving.close)
+        stack.callback(getting.close)
+        for _ in range(READ // BATCH):
+            full.append(BATCH)
+            reading.append(BATCH)
+            getting.trigger_and_save(BATCH)
         yield [
-            Line(batch, lambda: plain.append(BATCH), lambda: ours.append(BATCH), BATCH),
             Line(
-                f"{batch}; by hand encodes and chains too",
-                lambda: hand.encode_and_append(BATCH),
-                lambda: ours.append(BATCH),
+                "batch append, 1,000 a transaction",
+                lambda: hand.append(BATCH),
+                lambda: writing.append(BATCH),
                 BATCH,
+                0.7,
             ),
-            Line(single, repeated(plain.append, SINGLES), repeated(ours.append, SINGLES), SINGLES),
             Line(
-                f"{single}; by hand encodes and chains too",
-                repeated(hand.encode_and_append, SINGLES),
-                repeated(ours.append, SINGLES),
-                SINGLES,
+                "the same, the events made as well",
+                lambda: hand.make_and_append(BATCH),
+                lambda: writing.make_and_append(BATCH),
+                BATCH,
+                None,
+                lambda: saving.trigger_and_save(BATCH),
+                2.5,
             ),
-            Line("replay to typed events", full.replay, stored.replay, count),
-            Line("verify the chain", full.verify, by_chain, count),
-            Line("verify the chain and every payload", full.verify, by_payload, count),
+            Line(
+                "one durable append",
+                repeated(hand.append, SINGLES),
+                repeated(writing.append, SINGLES),
+                SINGLES,
+                0.6,
+                repeated(saving.trigger_and_save, SINGLES),
+                1.5,
+            ),
+            Line("read to typed events", full.read, reading.read, READ, None),
+            Line("replay to typed state", full.read, reading.load, READ, 0.7, getting.get, 6.0),
+            Line(
+                "verify the chain",
+                full.verify,
+                lambda: reading.verify(Scrutiny.CHAIN),
+                READ,
+                0.8,
+            ),
+            Line(
+                "verify chain, payloads and legality",
+                full.verify,
+                lambda: reading.verify(Scrutiny.PAYLOADS),
+                READ,
+            ),
         ]
 
 
-def timed(act: Callable[[], None]) -> float:
+def timed(act: Callable[[], object]) -> float:
     """Seconds that ``act`` takes."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start
 
 
-def pair(line: Line, *, first: int) -> tuple[float, float]:
-    """Seconds by hand and by kasmina, which go first in turns."""
-    if first:
-        ours = timed(line.ours)
-        return timed(line.limit), ours
-    return timed(line.limit), timed(line.ours)
+def once(line: Line, *, first: int) -> tuple[float, float, float]:
+    """Seconds by hand, by kasmina and by the peer (0 without one), which go first in turns."""
+    works = [line.limit, line.ours, line.peer or (lambda: None)]
+    order = [(first + n) % 3 for n in range(3)]
+    took = {n: timed(works[n]) for n in order}
+    return took[0], took[1], took[2]
 
 
-def measure(rounds: int) -> str:
-    """The table, as Markdown."""
-    table = ["| what | by hand, events/s | kasmina, events/s | ratio |", "|---|---|---|---|"]
-    with tempfile.TemporaryDirectory() as folder, lines(Path(folder)) as compared:
-        for line in compared:  # once for nothing: caches, statements, pages
-            line.limit()
-            line.ours()
-        times = [[pair(line, first=n % 2) for line in compared] for n in range(rounds)]
-    for line, pairs in zip(compared, zip(*times, strict=True), strict=True):
-        limit, ours = (line.events / statistics.median(side) for side in zip(*pairs, strict=True))
-        ratio = statistics.median(hand / kasmina for hand, kasmina in pairs)
-        table.append(f"| {line.name} | {limit:,.0f} | {ours:,.0f} | {ratio:.2f} |")
-    return "\n".join(table)
+def ratio(value: float, wanted: float | None) -> str:
+    """A ratio beside what it should reach."""
+    if wanted is None:
+        return f"{value:.2f}"
+    return f"{value:.2f} (≥ {wanted:g}{'' if round(value, 2) >= wanted else ', MISSED'})"
+
+
+def table(compared: Sequence[Line], times: Sequence[Sequence[tuple[float, float, float]]]) -> str:
+    """The comparison, as Markdown."""
+    rows = [
+        "| what | by hand, events/s | kasmina | of the limit | eventsourcing | times the peer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line, rounds in zip(compared, zip(*times, strict=True), strict=True):
+        hand, ours, _ = (
+            line.events / statistics.median(side) for side in zip(*rounds, strict=True)
+        )
+        of_limit = statistics.median(limit / mine for limit, mine, _ in rounds)
+        peer = times_peer = "–"
+        if line.peer is not None:
+            peer = f"{line.events / statistics.median(r[2] for r in rounds):,.0f}"
+            of_peer = statistics.median(theirs / mine for _, mine, theirs in rounds)
+            times_peer = ratio(of_peer, line.wanted_of_peer)
+        rows.append(
+            f"| {line.name} | {hand:,.0f} | {ours:,.0f} | {ratio(of_limit, line.wanted)} | "
+            f"{peer} | {times_peer} |"
+        )
+    return "\n".join(rows)
+
+
+def size(folder: Path) -> str:
+    """Bytes that an event takes in the file."""
+    count = 20_000
+    with open_store(f"sqlite:///{folder / 'size.db'}") as store:
+        stored = Kasmina(store)
+        for _ in range(count // BATCH):
+            stored.append(BATCH)
+    path = folder / "size.db"
+    with sqlite3.connect(path) as connection:
+        (payload,) = connection.execute("SELECT avg(length(payload)) FROM events").fetchone()
+    each = path.stat().st_size / count
+    verdict = "" if each <= LARGEST else ", MISSED"
+    what = f"bytes per event, payload of {payload:.0f} bytes, digest included"
+    return f"| {what} | {each:.0f} | ≤ {LARGEST}{verdict} |"
+
+
+def measure(rounds: int, *, build_fleet: bool) -> str:
+    """Every table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with lines(folder) as compared:
+            for line in compared:  # once for nothing: caches, statements, pages
+                once(line, first=0)
+            times = [[once(line, first=n % 3) for line in compared] for n in range(rounds)]
+        others = [
+            "| what | figure | wanted |",
+            "|---|---|---|",
+            *group_commit(folder),
+            size(folder),
+            *memory(folder),
+            *postgres(rounds),
+            *(fleet(folder) if build_fleet else ()),
+        ]
+    return "\n\n".join((table(compared, times), "\n".join(others)))
 
 
 def main() -> None:
-    """Measure, print, and keep the table where asked to."""
+    """Measure, print, and keep the tables where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write", action="store_true", help="keep the table in results/store.md")
+    parser.add_argument("--write", action="store_true", help="keep the tables in results/store.md")
+    parser.add_argument("--fleet", action="store_true", help="build the large database as well")
     options = parser.parse_args()
-    size = statistics.mean(map(len, PAYLOADS))
+    mean = statistics.mean(map(len, PAYLOADS))
     where = (
         f"{os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version}; gate events with payloads of {size:.0f} bytes; "
-        f"medians of {options.rounds} rounds; ratio: kasmina's speed over that by hand"
+        f"SQLite {sqlite3.sqlite_version}; gate events with payloads of {mean:.0f} bytes; "
+        f"medians of {options.rounds} rounds"
     )
-    text = f"# The event store against raw sqlite3\n\n{where}.\n\n{measure(options.rounds)}\n"
+    tables = measure(options.rounds, build_fleet=options.fleet)
+    text = f"# The event store against its limits and its peer\n\n{where}.\n\n{tables}\n"
     print(text)
     if options.write:
         RESULTS.parent.mkdir(exist_ok=True)
