@@ -1,11 +1,14 @@
 """Prepared databases: one run with all that can happen to a seed, one that was only begun."""
 
+import os
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from kasmina.adapters.cli import app
+from kasmina.adapters.cli.output import plain
 from kasmina.domain import commands as c
 from kasmina.domain.evidence import (
     Comparison,
@@ -223,3 +226,21 @@ def call(url, capsys, monkeypatch):
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 
     return call
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(params=[80, 120])
+def golden(request):
+    """Holds what is rendered to a file; KASMINA_GOLDEN=write writes the file."""
+
+    def check(name, renderable):
+        file = GOLDEN / f"{name}-{request.param}.txt"
+        text = plain(renderable, width=request.param)
+        assert max(len(line) for line in text.splitlines()) <= request.param
+        if os.environ.get("KASMINA_GOLDEN") == "write":
+            file.write_text(text, encoding="utf-8")
+        assert text == file.read_text(encoding="utf-8")
+
+    return check

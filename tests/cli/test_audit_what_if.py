@@ -1,7 +1,6 @@
 """``kasmina audit`` under other thresholds: as people and as programs read it."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -18,21 +17,6 @@ from kasmina.domain.verdicts import Action, Certainty, Tally
 from kasmina.domain.whatif import sweep, what_if
 from kasmina.infra.event_store import open_store
 from kasmina.service import fork
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture(params=[80, 120])
-def golden(request):
-    def check(name, renderable):
-        file = GOLDEN / f"{name}-{request.param}.txt"
-        text = plain(renderable, width=request.param)
-        assert max(len(line) for line in text.splitlines()) <= request.param
-        if os.environ.get("KASMINA_GOLDEN") == "write":
-            file.write_text(text, encoding="utf-8")
-        assert text == file.read_text(encoding="utf-8")
-
-    return check
 
 
 @pytest.fixture

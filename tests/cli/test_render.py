@@ -1,8 +1,5 @@
 """What people read, to the letter. KASMINA_GOLDEN=write writes the files anew; read the diff."""
 
-import os
-from pathlib import Path
-
 import pytest
 from attrs import evolve
 
@@ -39,21 +36,6 @@ from kasmina.domain.stages import (
 from kasmina.history import load
 from kasmina.infra.codec import TYPES
 from kasmina.infra.integrity import Flaw, Problem, Verification
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture(params=[80, 120])
-def golden(request):
-    def check(name, renderable):
-        file = GOLDEN / f"{name}-{request.param}.txt"
-        text = plain(renderable, width=request.param)
-        assert max(len(line) for line in text.splitlines()) <= request.param
-        if os.environ.get("KASMINA_GOLDEN") == "write":
-            file.write_text(text, encoding="utf-8")
-        assert text == file.read_text(encoding="utf-8")
-
-    return check
 
 
 def test_runs(golden, store, digits, blank):

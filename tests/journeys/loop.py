@@ -109,3 +109,19 @@ class Loop:
             right = (self.host(self.images).argmax(1) == self.labels).double().mean().item()
         self.host.train()
         return {"val_accuracy": 100 * right}
+
+
+def tensors(loop: Loop) -> dict[str, torch.Tensor]:
+    """Every tensor of a training, by name."""
+    optimizer = loop.optimizer.state_dict()["state"]
+    moments = {
+        f"{number}.{key}": value
+        for number, state in optimizer.items()
+        for key, value in state.items()
+    }
+    return {**loop.host.state_dict(), **moments, "random": torch.get_rng_state()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Whether they agree bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)

@@ -18,29 +18,10 @@ from kasmina.domain.stages import Topology
 from kasmina.history import locate
 from kasmina.infra.engine import Access
 from kasmina.service import fork
-from tests.journeys.loop import ACCURACY, LENIENT, PATIENT, Loop
+from tests.journeys.loop import ACCURACY, LENIENT, PATIENT, Loop, same, tensors
 
 EPOCHS, FORKED_AT = 8, 4
 DOCUMENT = Path(__file__).parents[2] / "docs" / "history.md"
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "runs.db"
-
-
-def tensors(loop: Loop) -> dict[str, torch.Tensor]:
-    optimizer = loop.optimizer.state_dict()["state"]
-    moments = {
-        f"{number}.{key}": value
-        for number, state in optimizer.items()
-        for key, value in state.items()
-    }
-    return {**loop.host.state_dict(), **moments, "random": torch.get_rng_state()}
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
 def train(loop: Loop, run: Run, epochs: int) -> None:

@@ -9,26 +9,7 @@ from kasmina import Stage, Topology, open_store
 from kasmina.domain import events as e
 from kasmina.domain.errors import CheckpointError, HostMismatch, RunIsClosed, UnknownRun
 from kasmina.infra.engine import Access
-from tests.journeys.loop import Loop
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    return tmp_path / "runs.db"
-
-
-def tensors(loop: Loop) -> dict[str, torch.Tensor]:
-    optimizer = loop.optimizer.state_dict()["state"]
-    moments = {
-        f"{number}.{key}": value
-        for number, state in optimizer.items()
-        for key, value in state.items()
-    }
-    return {**loop.host.state_dict(), **moments, "random": torch.get_rng_state()}
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+from tests.journeys.loop import Loop, same, tensors
 
 
 def plant_and_train(loop: Loop, run: object, epochs: int) -> None:
