@@ -113,9 +113,9 @@ def lines(folder: Path) -> Iterator[list[Line]]:
                 0.8,
             ),
             Line(
-                "verify chain, payloads and legality",
+                "verify chain, payloads and history",
                 full.verify,
-                lambda: reading.verify(Scrutiny.PAYLOADS),
+                lambda: reading.verify(Scrutiny.HISTORY),
                 READ,
             ),
         ]

@@ -5,17 +5,16 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
-from store_sides import EVENTS, gate_event
+from store_sides import EVENTS, opening
 
 from kasmina.domain import events as e
 from kasmina.domain.ports import Append
-from kasmina.domain.stages import Topology
 from kasmina.infra.engine import Durability
 from kasmina.infra.event_store import SqlEventStore, open_store
 from kasmina.infra.group import GroupCommit, Pending
-from kasmina.testing import run_opened
 
 OFFERED = 2_000
 SECONDS = 3
@@ -106,15 +105,14 @@ def fleet(folder: Path) -> list[str]:
 
 
 def _build(store: SqlEventStore) -> None:
-    decisions = [gate_event(step) for step in range(EVENTS_EACH - 2)]
-    slot = e.SlotOpened(epoch=0, step=0, slot_id="layer2.conv", topology=Topology.CNN, width=64)
     for first in range(0, RUNS, 20):
-        store.append_all(
-            [
-                Append(run_id=name, events=(run_opened(name), slot, *decisions), expected=0)
-                for name in (f"run-{n:05}" for n in range(first, first + 20))
-            ]
-        )
+        names = [f"run-{n:05}" for n in range(first, first + 20)]
+        store.append_all([Append(run_id=name, events=_life(name), expected=0) for name in names])
+
+
+def _life(run_id: str) -> list[e.Event]:
+    opened = opening(run_id)
+    return [*opened, *islice(cycle(EVENTS), EVENTS_EACH - len(opened))]
 
 
 def _command(arguments: tuple[str, ...], url: str) -> float:
