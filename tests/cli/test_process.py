@@ -17,7 +17,8 @@ LOADED = """
 import sys
 from kasmina.adapters.cli.app import run
 code = run(sys.argv[1:])
-names = ("alembic", "msgspec", "numpy", "sqlalchemy", "structlog", "torch")
+names = ("alembic", "msgspec", "numpy", "psycopg", "sqlalchemy", "structlog", "torch")
+names += ("sqlalchemy.dialects.postgresql",)
 sys.stderr.write(" ".join(name for name in names if name in sys.modules))
 sys.exit(code)
 """

@@ -62,6 +62,11 @@ def test_triggers_and_autoincrement_are_there(connection):
     assert "AUTOINCREMENT" in made(connection)["events"]
 
 
+def test_the_index_of_beginnings_holds_first_events_alone(connection):
+    command.upgrade(migrate.config(connection), "head")
+    assert made(connection)["events_beginnings"].endswith("WHERE sequence = 1")
+
+
 def test_every_revision_says_which_release_brought_it(recorded, sql):
     script = ScriptDirectory.from_config(migrate.config())
     revisions = {revision.revision for revision in script.walk_revisions()}

@@ -425,6 +425,12 @@ class TestMigrations:
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, schema.metadata) == []
 
+    def test_the_index_of_beginnings_holds_first_events_alone(self, connection):
+        command.upgrade(migrate.config(connection), "head")
+        shown = "SELECT indexdef FROM pg_indexes WHERE indexname = 'events_beginnings'"
+        (definition,) = connection.exec_driver_sql(shown).one()
+        assert definition.endswith("WHERE (sequence = 1)")
+
     def test_a_lost_trigger_undoes_the_migration(self, url, connection):
         command.upgrade(migrate.config(connection), "head")
         assert locate(url).missing_guards(connection) == []

@@ -229,7 +229,7 @@ def test_a_failed_append_leaves_run_slots_and_optimizer_as_they_were(
             raise StoreUnavailable("the disk", "it is full", "make room")
 
         with monkeypatch.context() as patched:
-            patched.setattr(SqlEventStore, "append", refuse)
+            patched.setattr(SqlEventStore, "append_all", refuse)
             with pytest.raises(StoreUnavailable):
                 run.end_epoch(loop.evaluate)
             with pytest.raises(StoreUnavailable):
