@@ -8,9 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kasmina.adapters.torch.averages import follow_growth as follow_growth
     from kasmina.adapters.torch.bake import Tensors as Tensors
     from kasmina.adapters.torch.bake import bake as bake
     from kasmina.adapters.torch.blueprints import blueprint as blueprint
+    from kasmina.adapters.torch.distributed.ranks import RankPlan as RankPlan
+    from kasmina.adapters.torch.distributed.ranks import Reading as Reading
     from kasmina.adapters.torch.graft import Slots as Slots
     from kasmina.adapters.torch.graft import graft as graft
     from kasmina.adapters.torch.graft import graft_host as graft_host
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from kasmina.infra.log import LogFormat as LogFormat
     from kasmina.run import EpochReport as EpochReport
     from kasmina.run import Run as Run
+    from kasmina.silence import SilentRun as SilentRun
+    from kasmina.summary import RunSummary as RunSummary
 
 _HOMES = {
     "AlphaSchedule": "kasmina.domain.schedules",
@@ -65,8 +70,12 @@ _HOMES = {
     "LogFormat": "kasmina.infra.log",
     "MetricCheck": "kasmina.domain.policies",
     "Objective": "kasmina.domain.objective",
+    "RankPlan": "kasmina.adapters.torch.distributed.ranks",
+    "Reading": "kasmina.adapters.torch.distributed.ranks",
     "Run": "kasmina.run",
+    "RunSummary": "kasmina.summary",
     "SeedInput": "kasmina.domain.stages",
+    "SilentRun": "kasmina.silence",
     "SlotNotEvaluated": "kasmina.adapters.torch.measurement",
     "Slots": "kasmina.adapters.torch.graft",
     "Stage": "kasmina.domain.stages",
@@ -77,6 +86,7 @@ _HOMES = {
     "Topology": "kasmina.domain.stages",
     "bake": "kasmina.adapters.torch.bake",
     "blueprint": "kasmina.adapters.torch.blueprints",
+    "follow_growth": "kasmina.adapters.torch.averages",
     "graft": "kasmina.adapters.torch.graft",
     "graft_host": "kasmina.adapters.torch.graft",
     "open_run": "kasmina.bootstrap",

@@ -3,11 +3,14 @@
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from os import PathLike
+from functools import partial
+from os import PathLike, fspath
+from typing import cast
 
 from attrs import evolve as changed
 from attrs import frozen
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from kasmina.adapters.torch.blueprints import BlueprintRegistry, blueprints
 from kasmina.adapters.torch.checkpoint import (
@@ -15,7 +18,14 @@ from kasmina.adapters.torch.checkpoint import (
     Stateful,
     read_checkpoint,
     restore_checkpoint,
+    save_checkpoint,
 )
+from kasmina.adapters.torch.distributed.evidence import RankedEvaluator, RankedMonitor
+from kasmina.adapters.torch.distributed.gradients import RankedGroups
+from kasmina.adapters.torch.distributed.randomness import RANKS, RankStreams
+from kasmina.adapters.torch.distributed.ranks import TOGETHER, RankPlan, Ranks, join
+from kasmina.adapters.torch.distributed.shards import require_whole
+from kasmina.adapters.torch.distributed.store import RankedEventStore, RankedIdentifiers
 from kasmina.adapters.torch.germination import Sprout
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
@@ -59,6 +69,7 @@ def open_run(
     identifiers: Identifiers | None = None,
     durability: Durability = Durability.FULL,
     log: LogFormat | None = None,
+    ranks: RankPlan | None = TOGETHER,
 ) -> Run:
     """Begin a run in the database at ``url``, which is created if need be, or go on with one.
 
@@ -77,8 +88,13 @@ def open_run(
     ``prediction`` picks the tensor to compare out of the model's output. ``sample_every`` is the
     number of steps from one sample of isolation and gradients to the next.
 
+    Where ``torch.distributed`` runs several processes, all of them are one run: each makes the same
+    calls, rank 0 alone has the log and writes checkpoints, and whatever fails on one fails on all.
+    ``ranks`` says how; ``None`` makes each process a run of its own.
+
     Raises ``StoreUnavailable``, ``SchemaMismatch``, ``UnknownRun``, ``HostMismatch``,
-    ``CheckpointError``, ``TensorsNotSaved``; log, host and optimizer are then as they were.
+    ``CheckpointError``, ``TensorsNotSaved``, ``RankLost``, ``RanksDiverged``; log, host
+    and optimizer are then as they were.
     """
     if resume is not None and fork is not None:
         raise InvalidCommand("a run is either resumed or forked; give resume= or fork=, not both")
@@ -89,12 +105,20 @@ def open_run(
         resources = undo.enter_context(ExitStack())
         resources.enter_context(slots.claimed())
         _require_unused(slots, optimizer)
-        monitor, groups = Monitor(slots, every=sample_every), SeedGroups(optimizer)
+        together = join(ranks)
+        if together is not None:
+            require_whole(slots)
+            resources.callback(together.close)
+            identifiers = RankedIdentifiers(together, identifiers)
+        monitor, groups = _watchers(slots, optimizer, together, every=sample_every)
         undo.callback(groups.close)
         resources.callback(groups.on_step(monitor.observe_gradients).remove)
-        store: EventStore = resources.enter_context(open_store(url, durability=durability))
-        if log is not None:
-            store = LoggingEventStore(store)
+
+        def opened() -> EventStore:
+            store = resources.enter_context(open_store(url, durability=durability))
+            return store if log is None else LoggingEventStore(store)
+
+        store = opened() if together is None else RankedEventStore.opened(together, opened)
         writer = identifiers.batch()
         past = None
         if resume is None:
@@ -106,16 +130,17 @@ def open_run(
         if past is not None:
             _require_same_host(past.state, slots)
             objective = past.state.objective
-        parts = Parts(
+        parts = _Parts(
             journal=journal,
             slots=slots,
             groups=groups,
             monitor=monitor,
-            evaluator=Evaluator(slots, objective, prediction=prediction),
+            evaluator=_evaluator(slots, objective, together, prediction),
             blueprints=registry,
             identifiers=identifiers,
             extra=extra or {},
             release=resources.close,
+            ranks=together,
         )
         if past is None:
             run = _begun(parts, name, objective, policy or GatePolicy(), random_seed)
@@ -127,6 +152,60 @@ def open_run(
             run = _continued(parts, start, lambda: journal.commit(draft))
         undo.pop_all()
         return run
+
+
+class RankedRun(Run):
+    """A run of many processes. Each makes the same calls; rank 0 writes log and checkpoints."""
+
+    @override
+    def checkpoint(self, path: str | PathLike[str]) -> None:
+        if self.state.closed:
+            raise RunIsClosed(self.run_id)
+        parts = cast("_Parts", self._parts)
+        ranks = cast("Ranks", parts.ranks)
+        head, streams = self._journal.head(), RankStreams(self.slots, ranks)
+        streams.gather()
+        ranks.on_first(
+            "save a checkpoint",
+            partial(
+                save_checkpoint,
+                path,
+                slots=self.slots,
+                optimizer=parts.groups.optimizer,
+                run_id=self.run_id,
+                sequence=head.sequence,
+                digest=head.digest,
+                epoch=self.state.epoch,
+                step=self._step,
+                extra={**parts.extra, RANKS: streams},
+            ),
+        )
+        self._do(c.SaveCheckpoint(step=self._step, path=fspath(path), sequence=head.sequence))
+
+
+@frozen(kw_only=True)
+class _Parts(Parts):
+    ranks: Ranks | None
+
+    def run(self, *, step: int, steps_in_epoch: int) -> Run:
+        kind = Run if self.ranks is None else RankedRun
+        return kind(self, step=step, steps_in_epoch=steps_in_epoch)
+
+
+def _watchers(
+    slots: Slots, optimizer: Optimizer, ranks: Ranks | None, *, every: int
+) -> tuple[Monitor, SeedGroups]:
+    if ranks is None:
+        return Monitor(slots, every=every), SeedGroups(optimizer)
+    return RankedMonitor(slots, ranks, every=every), RankedGroups(optimizer, slots, ranks)
+
+
+def _evaluator(
+    slots: Slots, objective: Objective, ranks: Ranks | None, prediction: Prediction | None
+) -> Evaluator:
+    if ranks is None:
+        return Evaluator(slots, objective, prediction=prediction)
+    return RankedEvaluator(slots, objective, ranks, prediction=prediction)
 
 
 def _require_unused(slots: Slots, optimizer: Optimizer) -> None:
@@ -151,7 +230,7 @@ def _require_unused(slots: Slots, optimizer: Optimizer) -> None:
 
 
 def _begun(
-    parts: Parts, name: str, objective: Objective, policy: GatePolicy, random_seed: int
+    parts: _Parts, name: str, objective: Objective, policy: GatePolicy, random_seed: int
 ) -> Run:
     opened = c.OpenRun(
         step=0,
@@ -164,7 +243,7 @@ def _begun(
         software=_software(),
     )
     parts.journal.handle(opened, *_places(parts.slots))
-    return Run(parts, step=0, steps_in_epoch=0)
+    return parts.run(step=0, steps_in_epoch=0)
 
 
 def _software() -> tuple[Software, ...]:
@@ -209,7 +288,7 @@ def _start(store: EventStore, past: Journal, path: str | PathLike[str] | None) -
     return _Start(state=state, checkpoint=checkpoint)
 
 
-def _resumed(parts: Parts, store: EventStore, path: str | PathLike[str] | None) -> Run:
+def _resumed(parts: _Parts, store: EventStore, path: str | PathLike[str] | None) -> Run:
     """The run of ``parts``, with what its log holds beyond the checkpoint taken back."""
     journal = parts.journal
     if journal.state.closed and journal.state.checkpoint is None and path is None:
@@ -221,25 +300,38 @@ def _resumed(parts: Parts, store: EventStore, path: str | PathLike[str] | None) 
     return _continued(parts, start, lambda: journal.rewind(to))
 
 
-def _continued(parts: Parts, start: _Start, record: Callable[[], object]) -> Run:
+def _continued(parts: _Parts, start: _Start, record: Callable[[], object]) -> Run:
     """A run on host, slots and optimizer as they were at ``start``; ``record`` puts it on record.
 
     When it raises, slots and optimizer are as they were before.
     """
     state, checkpoint = start.state, start.checkpoint
     step = state.step if checkpoint is None else checkpoint.step
-    run = Run(parts, step=step, steps_in_epoch=step - state.epoch_ended)
+    run = parts.run(step=step, steps_in_epoch=step - state.epoch_ended)
     parts.monitor.resume(step)
     with ExitStack() as undo:
         undo.callback(run.show, _empty(state), {})
         run.show(state, _grown(state, parts))
         if checkpoint is not None:
-            restore_checkpoint(
-                checkpoint, slots=parts.slots, optimizer=parts.groups.optimizer, extra=parts.extra
-            )
+            _restore(checkpoint, parts)
         record()
         undo.pop_all()
     return run
+
+
+def _restore(checkpoint: Checkpoint, parts: _Parts) -> None:
+    """Take on what ``checkpoint`` holds, by however many ranks it was saved."""
+    extra = {name: state for name, state in checkpoint.extra.items() if name != RANKS}
+    restore_checkpoint(
+        changed(checkpoint, extra=extra),
+        slots=parts.slots,
+        optimizer=parts.groups.optimizer,
+        extra=parts.extra,
+    )
+    if parts.ranks is not None and RANKS in checkpoint.extra:
+        streams = RankStreams(parts.slots, parts.ranks)
+        streams.load_state_dict(checkpoint.extra[RANKS])
+        streams.restore()
 
 
 def _empty(state: RunState) -> RunState:

@@ -1,10 +1,10 @@
 """The object a training loop holds: it measures, asks the gates, records, and only then acts."""
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from attrs import frozen
 
@@ -15,24 +15,26 @@ from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
 from kasmina.adapters.torch.measurement import Evaluate, Evaluator, Measured
 from kasmina.adapters.torch.optimizer import SeedGroups
-from kasmina.adapters.torch.rehearsal import Attendance, Loss, rehearse, rehearses
-from kasmina.adapters.torch.slot import SeedSlot
+from kasmina.adapters.torch.rehearsal import Attendance, Loss, rehearse
+from kasmina.adapters.torch.watch import Watch
+from kasmina.advance import advance_all, first_weights, only, settle
+from kasmina.departure import Presence
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
 from kasmina.domain.errors import CorruptHistory, EpochWentBackwards, InvalidCommand, RunIsClosed
 from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import Identifiers, Recorded
-from kasmina.domain.progress import advanceable
-from kasmina.domain.projections import Behaviour, SlotView, slot_view
 from kasmina.domain.schedules import AlphaSchedule, BlendPlan
 from kasmina.domain.stages import Blend, SeedInput, Stage
 from kasmina.domain.state import RunState, SeedState, SlotState
 from kasmina.examine import contrasts, epoch_evidence
 from kasmina.service import Draft, Journal
+from kasmina.showing import Showing
+from kasmina.status import status_line
+from kasmina.summary import RunSummary, summary
 
-E = TypeVar("E", bound=e.Event)
-
+_LOG = logging.getLogger("kasmina")
 _SEEDS = 2**63  # random seeds there are
 
 
@@ -91,10 +93,11 @@ class Run:
         self._journal = parts.journal
         self._step = step
         self._steps_in_epoch = steps_in_epoch
-        self._views = {slot_id: SlotView(slot_id=slot_id) for slot_id in parts.slots}
-        self._ramping: tuple[str, ...] = ()
-        self._rehearsing: tuple[str, ...] = ()
+        self._showing = Showing(parts.slots, parts.groups)
+        self._watch = Watch(parts.journal.run_id, parts.slots, parts.groups)
         self._attendance = Attendance()
+        self._presence = Presence(parts.journal.run_id)
+        self._attending = False
 
     @property
     def run_id(self) -> str:
@@ -131,8 +134,9 @@ class Run:
         Raises ``UnknownSlot``, ``UnknownBlueprint``, ``SlotOccupied``, and ``UnfitSeed`` for a
         seed that would break its host; nothing is recorded or attached then.
         """
+        self._attend()
         slot = self.state.slot(slot_id)
-        seed_id, init_seed = self._parts.identifiers.seed_id(), _init_seed(self.state, slot)
+        seed_id, init_seed = self._parts.identifiers.seed_id(), first_weights(self.state, slot)
         learns, plan = incubation or IncubationPlan(), blend or BlendPlan()
         rate = learning_rate
         if rate is None:
@@ -164,7 +168,7 @@ class Run:
         if draft.state.slot(slot_id).stage is Stage.GERMINATED:
             draft.decide(c.Advance(step=self._step, slot_id=slot_id))
         recorded = self._commit(draft, {slot_id: grown})
-        return _only(recorded, e.GateEvaluated)
+        return only(recorded, e.GateEvaluated)
 
     def rehearse(self, loss: Loss, *batch: object) -> None:
         """Let the seeds whose incubator is ``REHEARSAL`` learn from a part of this batch.
@@ -176,11 +180,11 @@ class Run:
 
         Raises ``SlotNotEvaluated`` when ``loss`` did not run the slot.
         """
-        for slot_id in self._rehearsing:
+        for slot_id in self._showing.rehearsing:
             seed = self._seed(slot_id)
             rehearse(
                 self.slots,
-                self._views[slot_id],
+                self._showing.views[slot_id],
                 max(seed.candidates),
                 loss,
                 batch,
@@ -191,13 +195,15 @@ class Run:
     def step(self) -> None:
         """Count one optimizer step: moves alpha along its ramps. Call it after each.
 
-        Raises ``InvalidCommand`` when a seed that learns by rehearsal was not rehearsed.
+        Raises ``InvalidCommand`` when a seed that learns by rehearsal was not rehearsed, and
+        ``SeedNotOptimized`` when the optimizer does not hold a seed any more.
         """
-        self._attendance.end_step(expected=self._rehearsing)
+        self._attend()
+        self._watch.count(self.state, self._steps_in_epoch)
+        self._attendance.end_step(expected=self._showing.rehearsing)
         self._step += 1
         self._steps_in_epoch += 1
-        for slot_id in self._ramping:
-            self.slots[slot_id].set_alpha(self._step)
+        self._showing.set_alphas(self._step)
         self._parts.monitor.step()
 
     def end_epoch(self, evaluate: Evaluate | None, *, epoch: int | None = None) -> EpochReport:
@@ -208,7 +214,9 @@ class Run:
         probation, without a trace in modes, buffers or random streams. ``None`` records an epoch
         without measurement. ``epoch`` counts from 1 and by default goes on from the last.
 
-        Raises ``InvalidCommand`` when no step was counted since the last epoch.
+        Raises ``InvalidCommand`` when no step was counted since the last epoch, and
+        ``SeedNotOptimized``. Warns with ``SilentRun`` where the run does nothing, or trains
+        something else than it seems to.
         """
         if self._steps_in_epoch == 0:
             raise InvalidCommand(
@@ -218,6 +226,7 @@ class Run:
         number = self.state.epoch + 1 if epoch is None else epoch
         if number <= self.state.epoch:
             raise EpochWentBackwards(last=self.state.epoch, given=number)
+        self._watch.inspect(self.state, steps=self._steps_in_epoch, measuring=evaluate is not None)
         measured = Measured() if evaluate is None else self._parts.evaluator.measure(evaluate)
         contrasted = (
             ()
@@ -229,23 +238,24 @@ class Run:
         draft.decide(epoch_evidence(observed, measured, self.state, self._step, number))
         for command in contrasted:
             draft.decide(command)
-        _advance_all(draft, self._step)
+        advance_all(draft, self._step)
         recorded = self._commit(draft)
         self._parts.monitor.reset()
+        self._watch.begin_epoch()
         self._steps_in_epoch = 0
         return EpochReport(
             epoch=number,
             objective=measured.objective,
             metrics={metric.name: metric.value for metric in measured.metrics},
-            decisions=_only(recorded, e.GateEvaluated),
-            changes=_only(recorded, e.StageChanged),
+            decisions=only(recorded, e.GateEvaluated),
+            changes=only(recorded, e.StageChanged),
         )
 
     def cull(self, slot_id: str, reason: str, *, ramp_steps: int = 0) -> None:
         """Reject a seed: at once, or after its alpha was ramped down over ``ramp_steps``."""
         draft = self._journal.draft()
         draft.decide(c.Cull(step=self._step, slot_id=slot_id, reason=reason, ramp_steps=ramp_steps))
-        _settle(draft, slot_id, self._step)
+        settle(draft, slot_id, self._step)
         self._commit(draft)
 
     def pause(self, slot_id: str) -> None:
@@ -290,14 +300,26 @@ class Run:
         )
         self._do(c.SaveCheckpoint(step=self._step, path=fspath(path), sequence=head.sequence))
 
+    def status(self) -> str:
+        """Where the seeds stand at this step, in one short line for a progress bar."""
+        return status_line(self.state, self._step)
+
+    def summary(self) -> RunSummary:
+        """What the run has come to; as text, a table of its slots."""
+        return summary(self.state, self._step)
+
     def close(self) -> None:
         """Record that the training is over, and let go of the store."""
         try:
             self._do(c.CloseRun(step=self._step))
         finally:
-            self._parts.release()
+            self._leave()
+        if not any(slot.germinations for slot in self.state.slots.values()):
+            _LOG.info("run %s was closed, and no seed was ever planted in it", self.run_id)
+        self._watch.closed(self.state, self._steps_in_epoch)
 
     def __enter__(self) -> Self:
+        self._attend()
         return self
 
     def __exit__(
@@ -306,53 +328,36 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None and not self.state.closed:
+        if error is None and not self.state.closed:
             self.close()
-        else:
-            self._parts.release()
+            return
+        self._leave()
+        if error is not None and not self.state.closed:
+            error.add_note(f"run {self.run_id!r} is still open; {self._presence.way_back}")
 
     def show(self, state: RunState, grown: Mapping[str, Sprout]) -> None:
         """Make slots and optimizer what ``state`` says; ``grown`` holds the seeds new to them."""
-        for slot_id, slot in self.slots.items():
-            view, seen = slot_view(state, slot_id), self._views[slot_id]
-            if view.seed_id != seen.seed_id:
-                self._replace(slot, seen, state.slot(slot_id), grown)
-            if view != seen:
-                slot.follow(view, self._step)
-                self._parts.groups.shield(slot)
-            self._views[slot_id] = view
-        self._ramping = tuple(
-            slot_id
-            for slot_id, view in self._views.items()
-            if view.behaviour is Behaviour.BLEND
-            and view.paused_at is None
-            and self._step < view.schedule.end_step
-        )
-        self._rehearsing = tuple(
-            slot_id for slot_id, view in self._views.items() if rehearses(view)
-        )
-
-    def _replace(
-        self, slot: SeedSlot, seen: SlotView, now: SlotState, grown: Mapping[str, Sprout]
-    ) -> None:
-        if seen.seed_id is not None:
-            slot.detach()
-            self._parts.groups.remove(seen.seed_id)
-        if now.seed is not None and now.stage.holds_seed:
-            slot.attach(grown[now.slot_id])
-            self._parts.groups.add(
-                now.seed.seed_id,
-                slot.seed_parameters(),
-                learning_rate=now.seed.learning_rate,
-                weight_decay=now.seed.weight_decay,
-                warmup_steps=now.seed.incubation.warmup_steps,
-            )
+        self._showing.show(state, self._step, grown)
+        self._watch.follow()
 
     def _seed(self, slot_id: str) -> SeedState:
         seed = self.state.slot(slot_id).seed
         if seed is None:
             raise CorruptHistory(f"slot {slot_id!r} acts for a seed that the log does not know")
         return seed
+
+    def _attend(self) -> None:
+        # From the loop's first act on: a run that could not be resumed leaves no trace.
+        if not self._attending:
+            self._attending = True
+            self._watch.begin()
+            self._presence.note(self.state)
+            self._presence.arrive()
+
+    def _leave(self) -> None:
+        self._watch.close()
+        self._presence.leave()
+        self._parts.release()
 
     def _do(self, command: c.Command) -> None:
         draft = self._journal.draft()
@@ -364,31 +369,5 @@ class Run:
     ) -> tuple[Recorded, ...]:
         recorded = self._journal.commit(draft)
         self.show(self.state, attach or {})
+        self._presence.note(self.state)
         return recorded
-
-
-def _init_seed(state: RunState, slot: SlotState) -> int:
-    """63 bits that depend on the run's random seed, the slot, and how often it was used."""
-    text = f"{state.random_seed}/{slot.slot_id}/{slot.germinations}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
-
-
-def _advance_all(draft: Draft, step: int) -> None:
-    for slot_id in draft.state.slots:
-        if advanceable(draft.state.slot(slot_id), draft.state.policy, step):
-            draft.decide(c.Advance(step=step, slot_id=slot_id))
-            _settle(draft, slot_id, step)
-
-
-def _settle(draft: Draft, slot_id: str, step: int) -> None:
-    """Let a slot that lost its seed run through the stages that wait for no evidence."""
-    while True:
-        slot = draft.state.slot(slot_id)
-        clearing = slot.seed is not None and not slot.stage.holds_seed
-        if not (clearing and advanceable(slot, draft.state.policy, step)):
-            return
-        draft.decide(c.Advance(step=step, slot_id=slot_id))
-
-
-def _only(recorded: Sequence[Recorded], kind: type[E]) -> tuple[E, ...]:
-    return tuple(record.event for record in recorded if isinstance(record.event, kind))

@@ -4,15 +4,22 @@ The profile is ``dev`` by default, ``ci`` (the same examples every time) where C
 """
 
 import os
+import warnings
 
 import pytest
 from hypothesis import settings
 
+from kasmina.silence import SilentRun
 from tests.postgres import Server, binaries
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+
+def pytest_unconfigure():
+    # Tests that play a crash leave their runs open.
+    warnings.simplefilter("ignore", SilentRun)
 
 
 @pytest.fixture(scope="session")

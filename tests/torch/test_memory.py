@@ -85,8 +85,10 @@ class Growing:
         self.optimizer.zero_grad()
         gc.collect()
         objects = gc.get_objects()
-        # Not the compiler's fakes, which other tests leave behind and which lie nowhere.
-        tensors = [each for each in objects if type(each) in (torch.Tensor, nn.Parameter)]
+        # Not the compiler's fakes and sparse tensors, which other tests leave behind and which have
+        # no storage.
+        plain = [each for each in objects if type(each) in (torch.Tensor, nn.Parameter)]
+        tensors = [each for each in plain if each.layout is torch.strided]
         storages = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in tensors}
         slot = self.slots["0"]
         return {

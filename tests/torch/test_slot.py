@@ -127,6 +127,24 @@ class TestOccupancy:
             _ = slot.own_stream
 
 
+class TestLoading:
+    def test_a_seeds_tensors_into_an_empty_slot_is_an_error_that_names_them(self, grown, kit):
+        model, _ = grown(Behaviour.INCUBATE)
+        state = model.state_dict()
+        empty = kit.host()
+        graft(empty, {BATCH_NORM: Topology.CNN})
+        with pytest.raises(RuntimeError, match=r'Unexpected.*"kasmina.1.seed.conv.weight"'):
+            empty.load_state_dict(state)
+        found = empty.load_state_dict(state, strict=False)
+        assert found.missing_keys == []
+
+    def test_a_seeds_tensors_into_the_same_seed_is_none(self, grown, kit):
+        model, _ = grown(Behaviour.INCUBATE)
+        again, _ = grown(Behaviour.INCUBATE)
+        again.load_state_dict(model.state_dict())
+        assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+
+
 class TestLearning:
     def test_only_what_was_trainable_follows(self, kit, view):
         slot, seed = make_slot(), kit.seed()

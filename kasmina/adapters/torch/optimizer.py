@@ -8,19 +8,21 @@ the optimizer's own ``state_dict``.
 
 Before each step a seed's rate is set to the ratio times the rate of the host's first group, so it
 follows whatever changes that rate: a scheduler of torch or of another library, or a loop that
-writes ``group["lr"]`` itself. Schedulers need no word about the seeds (see ``schedulers``).
+writes ``group["lr"]`` itself. Schedulers need no word about the seeds (see ``schedulers``), nor
+do clipping (``clipping``), gradient scalers (``shield``) and averages (``averages``).
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.utils.hooks import RemovableHandle
 
-from kasmina.adapters.torch import schedulers
+from kasmina.adapters.torch import averages, clipping, schedulers, trial
 from kasmina.adapters.torch.schedulers import Rate, scaled
 from kasmina.adapters.torch.shield import Shields
 from kasmina.adapters.torch.slot import SeedSlot
@@ -32,7 +34,14 @@ WARMUP_KEY = "kasmina_warmup"
 LEARNED_KEY = "kasmina_learned"
 
 # The options of a group by which schedulers compute (torch 2.6 to 2.13).
-_SCALED_OPTIONS = ("lr", "initial_lr", "max_lr", "min_lr")
+_SCALED_OPTIONS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+
+# Looked up only where something else has loaded them. Their step is that of ``optimizer`` inside.
+_WRAPPERS = (
+    ("accelerate.optimizer", "AcceleratedOptimizer"),
+    ("lightning.pytorch.core.optimizer", "LightningOptimizer"),
+    ("pytorch_lightning.core.optimizer", "LightningOptimizer"),
+)
 
 Group = dict[str, Any]
 
@@ -73,23 +82,34 @@ class AlreadyOptimized(KasminaError):
         )
 
 
-class SeedGroups:
-    """The seeds' parameter groups in ``optimizer``.
+class OtherSeeds(KasminaError):
+    """A saved optimizer state of other seeds, or in another order; nothing was loaded."""
 
-    Raises ``UnfitOptimizer`` for ``LBFGS``, which takes steps with its first group alone.
+    def __init__(self, saved: tuple[str, ...], present: tuple[str, ...]) -> None:
+        self.saved = saved
+        self.present = present
+        super().__init__(
+            f"the saved optimizer state holds seeds {list(saved)}, the optimizer {list(present)}; "
+            f"each would get another's moments: resume the run, which grows its seeds again "
+            f"first, or load a state without seeds before the run is opened"
+        )
+
+
+class SeedGroups:
+    """The seeds' parameter groups in ``optimizer``, or in the one that it wraps.
+
+    Raises ``UnfitOptimizer`` for one that never serves seeds; others are tried with each seed.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        if isinstance(optimizer, LBFGS):
-            raise UnfitOptimizer(
-                optimizer,
-                "steps its first parameter group alone, so seeds would never learn",
-                "use an optimizer with parameter groups, such as AdamW or SGD",
-            )
-        self.optimizer = optimizer
+        self.optimizer = unwrapped(optimizer)
+        _require_fit(self.optimizer)
         schedulers.attend()
+        clipping.attend()
+        averages.attend()
         self._shields = Shields()
-        self._following = optimizer.register_step_pre_hook(self._follow)
+        self._following = self.optimizer.register_step_pre_hook(self._follow)
+        self._loading = self.optimizer.register_load_state_dict_pre_hook(_require_same_seeds)
 
     @property
     def seeds(self) -> tuple[str, ...]:
@@ -98,8 +118,18 @@ class SeedGroups:
 
     @property
     def given_rate(self) -> float:
-        """The learning rate that the host's first group was built with."""
-        return _given_rate(self._leader())
+        """The learning rate that the host's first group was built with.
+
+        Raises ``UnfitOptimizer`` where it was built without one.
+        """
+        leader = self._leader()
+        if leader["lr"] is None:
+            raise UnfitOptimizer(
+                self.optimizer,
+                "has no learning rate (lr is None), to which a seed's could be relative",
+                "build it with one (for transformers' Adafactor: relative_step=False, lr=1e-3)",
+            )
+        return _given_rate(leader)
 
     def check(
         self,
@@ -109,7 +139,10 @@ class SeedGroups:
         learning_rate: float | None = None,
         weight_decay: float | None = None,
     ) -> None:
-        """Whether ``add`` would do. Raises ``AlreadyOptimized`` or ``UnfitOptimizer`` if not."""
+        """Whether ``add`` would do, and the optimizer train the seed and leave its host alone.
+
+        Raises ``AlreadyOptimized`` or ``UnfitOptimizer`` if not.
+        """
         if seed_id in self.seeds:
             raise UnfitOptimizer(
                 self.optimizer, f"holds seed {seed_id!r} already", "remove() that first"
@@ -118,7 +151,7 @@ class SeedGroups:
         shared = [i for i, parameter in enumerate(parameters) if parameter in held]
         if shared:
             raise AlreadyOptimized(seed_id, parameters, shared)
-        if learning_rate is not None and _given_rate(self._leader()) == 0.0:
+        if learning_rate is not None and self.given_rate == 0.0:
             raise UnfitOptimizer(
                 self.optimizer,
                 "was built with a learning rate of 0",
@@ -131,6 +164,9 @@ class SeedGroups:
                 f"knows no weight decay, but seed {seed_id!r} asks for one",
                 "leave the seed's weight_decay out",
             )
+        flaw = trial.flaw(self.optimizer, _options(self._leader(), 1.0), parameters)
+        if flaw is not None:
+            raise UnfitOptimizer(self.optimizer, flaw.problem, flaw.mend) from flaw.error
 
     def add(
         self,
@@ -167,7 +203,7 @@ class SeedGroups:
         # An optimizer built from named parameters takes named ones only, and the reverse.
         named = [(f"{seed_id}.{position}", each) for position, each in enumerate(wanted)]
         options["params"] = named if "param_names" in leader else wanted
-        self.optimizer.add_param_group({**options, SEED_KEY: seed_id, RATIO_KEY: ratio})
+        trial.join(self.optimizer, {**options, SEED_KEY: seed_id, RATIO_KEY: ratio})
         schedulers.admit(self.optimizer, ratio)
 
     def remove(self, seed_id: str) -> None:
@@ -184,12 +220,13 @@ class SeedGroups:
             self.optimizer.state.pop(parameter, None)
 
     def shield(self, slot: SeedSlot) -> None:
-        """Hide from AMP scalers what is not finite in the gradient of an incubating seed.
+        """Keep the gradient of an incubating seed from its host's clipping and AMP scalers.
 
         Call it whenever the slot was shown another view, or lost its seed: it then does as the
-        view asks. Where no scaler is in use, it does nothing.
+        view asks.
         """
         self._shields.follow(slot)
+        clipping.follow(slot)
 
     def on_step(self, callback: Callable[[], None]) -> RemovableHandle:
         """Call ``callback`` before each step, when gradients are final.
@@ -208,6 +245,7 @@ class SeedGroups:
             self.remove(seed_id)
         self._shields.close()
         self._following.remove()
+        self._loading.remove()
 
     def _leader(self) -> Group:
         return next(group for group in self.optimizer.param_groups if SEED_KEY not in group)
@@ -221,9 +259,47 @@ class SeedGroups:
                 _assign_rate(group, _warmed(group, wanted) if WARMUP_KEY in group else wanted)
 
 
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps: hooks on the wrapper of another library would never be called."""
+    for home, name in _WRAPPERS:
+        loaded = sys.modules.get(home)
+        if loaded is not None and isinstance(optimizer, vars(loaded)[name]):
+            return unwrapped(optimizer.optimizer)
+    return optimizer
+
+
 def seed_order(groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The seeds in parameter groups, an optimizer's own or those of its ``state_dict``."""
     return tuple(group[SEED_KEY] for group in groups if SEED_KEY in group)
+
+
+def _require_fit(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, LBFGS):
+        raise UnfitOptimizer(
+            optimizer,
+            "steps its first parameter group alone, so seeds would never learn",
+            "use an optimizer with parameter groups, such as AdamW or SGD",
+        )
+    if isinstance(optimizer, SparseAdam):
+        raise UnfitOptimizer(
+            optimizer,
+            "takes sparse gradients alone, which seeds do not have",
+            "give kasmina the optimizer of the host's dense parameters",
+        )
+    if "_optimizer_step_pre_hooks" not in vars(optimizer):  # what Optimizer.__init__ makes
+        raise UnfitOptimizer(
+            optimizer,
+            "was not built as a torch optimizer is, so nothing would be known of its steps",
+            "give the optimizer that it wraps, or call Optimizer.__init__ in its own",
+        )
+
+
+def _require_same_seeds(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    saved, present = (
+        seed_order(groups) for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if saved != present:
+        raise OtherSeeds(saved, present)
 
 
 def _given_rate(group: Group) -> float:

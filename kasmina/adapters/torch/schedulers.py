@@ -41,6 +41,11 @@ def dismiss(optimizer: Optimizer, index: int) -> None:
         del values[index]
 
 
+def by_group(optimizer: Optimizer) -> tuple[list[Any], ...]:
+    """The live lists of the optimizer's schedulers that have one value for each of its groups."""
+    return tuple(values for _, values in _lists(optimizer, len(optimizer.param_groups)))
+
+
 def scaled(value: Rate, ratio: float) -> Rate:
     """``value * ratio``, never the same tensor."""
     if isinstance(value, Tensor):

@@ -1,7 +1,9 @@
 """The slot: a module that knows how to act on its host's features, never whether it should."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -268,6 +270,25 @@ class SeedSlot(nn.Module):
     def learning(self) -> bool:
         """Whether there is a seed that is meant to learn now."""
         return self.seed is not None and self.view.learning
+
+    @override
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,  # torch's own
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        # torch drops tensors of a child that is None without a word, since it has the name.
+        absent = tuple(f"{prefix}{name}." for name, child in self._modules.items() if child is None)
+        if strict:
+            unexpected_keys.extend(key for key in state_dict if key.startswith(absent))
 
     def seed_parameters(self) -> tuple[nn.Parameter, ...]:
         """The seed's parameters, then its mixer's; none for an empty slot."""
