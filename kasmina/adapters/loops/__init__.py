@@ -1,0 +1,1 @@
+"""kasmina inside training frameworks: their hooks turned into calls on a run."""
