@@ -56,6 +56,11 @@ class Database(Protocol):
         ...
 
     @property
+    def one_writer(self) -> bool:
+        """Whether its writers take turns."""
+        ...
+
+    @property
     def errors(self) -> tuple[type[Exception], ...]:
         """What its driver raises."""
         ...

@@ -29,7 +29,7 @@ _SPACE = 0x6B73 << 48
 
 # ruff: noqa: S608 - the only thing these statements are built of is the number above
 _ANNOUNCE = f"SELECT pg_advisory_xact_lock_shared({_SPACE} + last_value) FROM events_position"
-_TAKE = "SELECT nextval('events_position') FROM generate_series(1, %s)"
+_TAKE = "SELECT array_agg(nextval('events_position')) FROM generate_series(1, %s)"
 _GIVEN = "SELECT last_value, pg_is_in_recovery() FROM events_position"
 _OLDEST = f"""
 SELECT min(key) - {_SPACE} FROM (
@@ -53,6 +53,7 @@ class PostgresDatabase:
     """
 
     errors = (psycopg.Error,)
+    one_writer = False
 
     def __init__(self, url: URL) -> None:
         self.url = url.render_as_string(hide_password=True)
@@ -109,7 +110,8 @@ class PostgresDatabase:
     def insert(self, cursor: Cursor, rows: Sequence[tuple[object, ...]]) -> Sequence[int]:
         """Insert rows at positions taken for them."""
         cursor.execute(_ANNOUNCE)
-        positions = [position for (position,) in cursor.execute(_TAKE, (len(rows),)).fetchall()]
+        positions: list[int]
+        (positions,) = cursor.execute(_TAKE, (len(rows),)).fetchone()
         if len(rows) < _ROWS_PER_COPY:
             for position, row in zip(positions, rows, strict=True):
                 cursor.execute(self._insertion, (position, *row))

@@ -69,6 +69,7 @@ class SqliteDatabase:
     """A file. Writers take turns in it; readers wait for nobody. See ``engine.Database``."""
 
     dialect = SQLiteDialect_pysqlite()
+    one_writer = True
     # UnicodeDecodeError: of a message that quotes a damaged schema.
     errors = (sqlite3.Error, UnicodeDecodeError)
 
