@@ -96,9 +96,7 @@ def upgrade() -> None:
     op.create_table(
         "events",
         # On PostgreSQL autoincrement would make a second sequence.
-        sa.Column(
-            "position", integer, primary_key=True, autoincrement=dialect == "sqlite"
-        ),
+        sa.Column("position", integer, primary_key=True, autoincrement=dialect == "sqlite"),
         sa.Column("run_id", identifier, nullable=False),
         sa.Column("sequence", integer, nullable=False),
         sa.Column("slot_id", sa.Text),

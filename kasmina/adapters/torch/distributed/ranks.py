@@ -5,7 +5,6 @@ rank to rank 0 and one broadcast back, on a gloo group of its own, so that it ne
 mixes with the collectives of the training, and has a time-out of its own.
 """
 
-import pickle  # only asked whether an error can travel; the ranks trust each other
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import Enum
@@ -100,7 +99,7 @@ class RanksDiverged(KasminaError):
 
 @frozen(kw_only=True)
 class _Carried:
-    """An error on its way to another process; many cannot be pickled as they are."""
+    """An error on its way to another process: as itself where all it holds is plain values."""
 
     rank: int
     text: str
@@ -111,11 +110,7 @@ class _Carried:
     @classmethod
     def of(cls, error: Exception, rank: int) -> "_Carried":
         text = f"{type(error).__name__}: {error}"
-        if isinstance(error, KasminaError):
-            try:
-                pickle.dumps((type(error), error.args, vars(error)))
-            except Exception:  # noqa: BLE001  # whatever an attribute may raise
-                return cls(rank=rank, text=text)
+        if isinstance(error, KasminaError) and _plain((*error.args, *vars(error).values())):
             return cls(
                 rank=rank,
                 text=text,
@@ -133,6 +128,12 @@ class _Carried:
         again.args = self.arguments
         vars(again).update(self.attributes)
         return again
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, str | bytes | int | float | Enum)
 
 
 @frozen(kw_only=True)
