@@ -7,6 +7,7 @@ from attrs import evolve as changed
 from hypothesis import given as each
 from hypothesis import strategies as st
 
+from kasmina import history
 from kasmina.domain import commands as c
 from kasmina.domain import events as e
 from kasmina.domain.errors import (
@@ -559,3 +560,7 @@ class TestAForkedRun:
             )
             store.append(run_id, [forged], expected=0)
         assert "forked from itself" in caught(CorruptHistory, load, store, parents[-1]).problem
+
+
+def test_the_state_of_a_run_that_is_not_there_is_an_unknown_run(store):
+    assert caught(UnknownRun, history._known, store, "nobody", 1).name == "nobody"

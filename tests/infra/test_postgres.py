@@ -468,3 +468,27 @@ def test_the_options_of_the_url_are_kept(url, store):
         (name,) = cursor.execute("SHOW application_name").fetchone()
     assert name == "trainer-7"
     assert conninfo_to_dict(url)["user"] == "kasmina"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (psycopg.errors.DiskFull("no space left"), "disk is full"),
+        (psycopg.errors.DeadlockDetected("deadlock detected"), "locked for too long"),
+        (psycopg.errors.RaiseException("events are append-only"), "the database refused"),
+    ],
+)
+def test_what_the_server_refuses_is_told(url, error, told):
+    fault = locate(url).fault(error)
+    assert told in fault.problem
+    assert fault.mend
+
+
+def test_rows_that_another_took_in_meanwhile_are_a_clear_error(url, store, monkeypatch):
+    def overtaken(cursor, rows):
+        raise psycopg.errors.UniqueViolation("events_run_sequence")
+
+    monkeypatch.setattr(store._database, "insert", overtaken)
+    error = caught(StoreUnavailable, store.adopt, _adoptable(2))
+    assert "being taken in" in error.problem
+    assert "repeat it" in error.mend

@@ -1,14 +1,18 @@
 """What the store on SQLite adds to the contract: threads, pages, plans, and tidiness."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateTable
 
-from kasmina.infra import event_store, queries
-from kasmina.infra.engine import Access, Durability
+from kasmina.domain.errors import StoreUnavailable
+from kasmina.infra import connections, event_store, queries, schema
+from kasmina.infra.engine import Access, Durability, locate
 from kasmina.infra.event_store import open_store
-from kasmina.testing import epochs
+from kasmina.infra.statements import Statement
+from kasmina.testing import caught, epochs
 
 
 def test_threads_may_share_a_store(url):
@@ -88,3 +92,61 @@ def test_no_query_reads_all_events_or_sorts_a_run(recorded, sql, query):
     plan = [detail for *_, detail in sql(f"EXPLAIN QUERY PLAN {text}")]
     assert not [line for line in plan if line.startswith("SCAN events")]
     assert not [line for line in plan if "TEMP B-TREE" in line]
+
+
+def test_a_thread_that_never_gets_its_turn_is_told(store, monkeypatch):
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 0.01)
+    with store._connections.writing():
+        error = caught(StoreUnavailable, store.append, "a", epochs(1), expected=0)
+    assert "another thread" in error.problem
+    assert store.append("a", epochs(1), expected=0)
+
+
+def test_a_writer_that_cannot_connect_gives_its_turn_back(recorded, monkeypatch):
+    with open_store(recorded) as store:
+        own = store._connections
+        kept, own._kept = own._kept, None
+
+        def refuse():
+            raise sqlite3.OperationalError("no more files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(own._writer, "raw_connection", refuse)
+            caught(StoreUnavailable, store.append, "b", epochs(1), expected=0)
+        kept.close()
+        assert store.append("b", epochs(1), expected=0)
+
+
+def test_more_runs_than_a_page_are_all_listed(url, monkeypatch):
+    monkeypatch.setattr(event_store, "PAGE", 3)
+    with open_store(url) as store:
+        for n in range(7):
+            store.append(f"run-{n}", epochs(1), expected=0)
+        assert [r.run_id for r in store.runs()] == [f"run-{n}" for n in range(7)]
+
+
+def test_what_is_no_query_is_no_statement():
+    with pytest.raises(TypeError, match="no statement that has parameters"):
+        Statement(CreateTable(schema.events), sqlite.dialect())
+
+
+def test_a_file_is_backed_up_by_kasmina_itself(url):
+    assert locate(url).backup_advice() == ""
+
+
+def test_a_write_ahead_log_that_was_deleted_is_noticed(recorded, path):
+    with open_store(recorded) as store:
+        store.append("b", epochs(1), expected=0)
+        path.with_name(f"{path.name}-wal").unlink()
+        error = caught(StoreUnavailable, store.append, "b", epochs(1), expected=1)
+    assert "write-ahead log" in error.problem
+
+
+def test_the_latest_runs_come_page_by_page(url):
+    with open_store(url) as store:
+        for n in range(5):
+            store.append(f"run-{n}", epochs(2), expected=0)
+        newest = store.latest_runs(limit=2)
+        older = store.latest_runs(limit=9, before=newest[-1].position)
+    assert [r.run_id for r in newest] == ["run-4", "run-3"]
+    assert [r.run_id for r in older] == ["run-2", "run-1", "run-0"]
