@@ -51,7 +51,8 @@ def back_up(url: str, path: Path, *, existing: Existing = Existing.KEEP) -> Back
     database = engine.locate(url)
     if not isinstance(database, SqliteDatabase):
         problem = "only an SQLite database is one file"
-        raise StoreUnavailable(database.url, problem, database.backup_advice())
+        mend = "use its own tools (`pg_dump`), or `kasmina db copy` into a SQLite file"
+        raise StoreUnavailable(database.url, problem, mend)
     database.require_readable()
     _require_free(path, database, existing)
     with replacing(path) as partial:

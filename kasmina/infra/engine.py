@@ -131,10 +131,6 @@ class Database(Protocol):
         """What an error of the driver means, in words that help."""
         ...
 
-    def backup_advice(self) -> str:
-        """How to make backups of it where kasmina cannot; empty where it can."""
-        ...
-
 
 def locate(url: str) -> Database:
     """The database that ``url`` names. Raises ``StoreUnavailable`` where it names none."""

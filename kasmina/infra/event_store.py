@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +12,7 @@ from kasmina.domain.ports import EMPTY_HEAD, Append, Clock, Head, Recorded
 from kasmina.infra import codec, engine, integrity, records, revision, schema
 from kasmina.infra.codec import Encoded
 from kasmina.infra.connections import Connections
-from kasmina.infra.engine import PAGE, Access, Database, Durability, Overtaken, translated
+from kasmina.infra.engine import PAGE, Access, Durability, Overtaken
 from kasmina.infra.integrity import Columns, Row, Scrutiny, Seal, Stored, Verification
 from kasmina.infra.queries import Queries, parameters
 from kasmina.infra.records import microseconds, record, repeats
@@ -65,7 +65,7 @@ class SqlEventStore:
     ) -> tuple[tuple[Recorded, ...], ...]:
         at = microseconds(moment)
         heads: dict[str, Head] = {}
-        new: list[Row] = []
+        linked: list[list[Row]] = []
         earlier: dict[int, list[Row]] = {}
         with self._connections.writing() as cursor:
             for number, (append, fresh) in enumerate(zip(appends, encoded, strict=True)):
@@ -73,32 +73,24 @@ class SqlEventStore:
                 head = heads[run_id] if run_id in heads else self._head(cursor, run_id)
                 if head.sequence != append.expected:
                     earlier[number] = self._repeated(cursor, append, fresh, head)
+                    linked.append([])
                     continue
-                linked = integrity.link(run_id, fresh, after=head, at=at, batch=append.batch)
-                if linked:
-                    heads[run_id] = Head(
-                        sequence=head.sequence + len(linked), digest=linked[-1].digest
-                    )
-                new += linked
-            positions = self._database.insert(cursor, list(map(parameters, new))) if new else ()
-        placed = (
-            Recorded(position, run_id, row.columns.sequence, moment, event, row.digest)
-            for position, row, (run_id, event) in zip(
-                positions,
-                new,
-                (
-                    (append.run_id, event)
-                    for number, append in enumerate(appends)
-                    if number not in earlier
-                    for event in append.events
-                ),
-                strict=True,
-            )
-        )
+                rows = integrity.link(run_id, fresh, after=head, at=at, batch=append.batch)
+                if rows:
+                    last = rows[-1]
+                    heads[run_id] = Head(sequence=last.columns.sequence, digest=last.digest)
+                linked.append(rows)
+            new = list(map(parameters, chain.from_iterable(linked)))
+            positions = iter(self._database.insert(cursor, new) if new else ())
         return tuple(
             tuple(map(record, earlier[number]))
             if number in earlier
-            else tuple(islice(placed, len(append.events)))
+            else tuple(
+                Recorded(
+                    next(positions), append.run_id, row.columns.sequence, moment, event, row.digest
+                )
+                for row, event in zip(linked[number], append.events, strict=True)
+            )
             for number, append in enumerate(appends)
         )
 
@@ -263,7 +255,7 @@ def open_store(
     database = engine.locate(url)
     if access is Access.WRITE:
         database.require_writable()
-        if not _is_present(database):
+        if not database.exists() or revision.peek(database) != schema.REVISION:
             # Alembic takes longer to load than most commands to run: only where it has work.
             from kasmina.infra import migrate  # noqa: PLC0415
 
@@ -277,17 +269,6 @@ def open_store(
         store.close()
         raise
     return store
-
-
-def _is_present(database: Database) -> bool:
-    if not database.exists():
-        return False
-    reader = database.reader()
-    try:
-        with translated(database), reader.connect() as connection:
-            return revision.found(connection, database) == schema.REVISION
-    finally:
-        reader.dispose()
 
 
 def _row(run_id: bytes, stored: Stored) -> Row:

@@ -48,7 +48,7 @@ def current(url: str) -> str | None:
     """The revision of the database, ``None`` where it is empty. Creates and changes nothing."""
     database = engine.locate(url)
     database.require_readable()
-    return _peek(database)
+    return revision.peek(database)
 
 
 def upgrade(url: str) -> str:
@@ -60,7 +60,7 @@ def upgrade(url: str) -> str:
     database = engine.locate(url)
     database.require_writable()
     if database.exists():
-        _peek(database)  # another program's file must not even be switched to WAL
+        revision.peek(database)  # another program's file must not even be switched to WAL
     writer = database.writer(Durability.FULL, create=True)
     try:
         with translated(database), writer.begin() as connection:
@@ -84,15 +84,6 @@ def _upgrade(connection: Connection, database: Database) -> None:
             expected=schema.REVISION,
             mend="nothing was changed in it; restore it from a backup",
         ) from error
-
-
-def _peek(database: Database) -> str | None:
-    reader = database.reader()
-    try:
-        with translated(database), reader.connect() as connection:
-            return revision.found(connection, database)
-    finally:
-        reader.dispose()
 
 
 def _require_guards(connection: Connection, database: Database) -> None:

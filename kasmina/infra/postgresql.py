@@ -174,10 +174,6 @@ class PostgresDatabase:
                 mend = "try again; if it stays so, `kasmina verify` checks what is stored"
                 return StoreUnavailable(self.url, f"the database refused: {told}", mend)
 
-    def backup_advice(self) -> str:
-        """Its own tools, or a copy of the runs."""
-        return "use `pg_dump`, or `kasmina db copy` into a SQLite file"
-
     def _engine(self, setting: str) -> Engine:
         engine = create_engine(
             self._target,

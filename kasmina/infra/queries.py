@@ -158,7 +158,7 @@ def insertion(mark: str, names: tuple[str, ...] = INSERTED) -> str:
     return f"INSERT INTO events ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"
 
 
-def parameters(row: Row) -> tuple[object, ...]:
+def parameters(row: Row) -> tuple[str | int | bytes | None, ...]:
     """What ``insertion`` takes for a row."""
     run_id, sequence, slot_id, seed_id, kind, version, epoch, recorded_at, payload, batch = (
         row.columns

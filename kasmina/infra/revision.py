@@ -4,7 +4,7 @@ from sqlalchemy import Connection, Text, column, inspect, select, table
 
 from kasmina.domain.errors import SchemaMismatch
 from kasmina.infra import schema
-from kasmina.infra.engine import Database
+from kasmina.infra.engine import Database, translated
 
 _VERSION = select(column("version_num", Text)).select_from(table(schema.VERSION_TABLE))
 
@@ -26,6 +26,16 @@ def found(connection: Connection, database: Database) -> str | None:
             mend="nothing was changed in it; give another path",
         )
     return None
+
+
+def peek(database: Database) -> str | None:
+    """The same, by a connection of its own that changes nothing."""
+    reader = database.reader()
+    try:
+        with translated(database), reader.connect() as connection:
+            return found(connection, database)
+    finally:
+        reader.dispose()
 
 
 def require_present(connection: Connection, database: Database) -> None:

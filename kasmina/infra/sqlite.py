@@ -199,10 +199,6 @@ class SqliteDatabase:
         problem, mend = _FAULTS[primary]
         return StoreUnavailable(self.url, f"{problem} ({error})", mend)
 
-    def backup_advice(self) -> str:
-        """None: SQLite's own backup copies it while others write."""
-        return ""
-
     def _engine(self, mode: str, pragmas: Pragmas) -> Engine:
         return create_engine(
             "sqlite://",

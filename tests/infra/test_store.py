@@ -9,7 +9,7 @@ from sqlalchemy.schema import CreateTable
 
 from kasmina.domain.errors import StoreUnavailable
 from kasmina.infra import connections, event_store, queries, schema
-from kasmina.infra.engine import Access, Durability, locate
+from kasmina.infra.engine import Access, Durability
 from kasmina.infra.event_store import open_store
 from kasmina.infra.statements import Statement
 from kasmina.testing import caught, epochs
@@ -128,10 +128,6 @@ def test_more_runs_than_a_page_are_all_listed(url, monkeypatch):
 def test_what_is_no_query_is_no_statement():
     with pytest.raises(TypeError, match="no statement that has parameters"):
         Statement(CreateTable(schema.events), sqlite.dialect())
-
-
-def test_a_file_is_backed_up_by_kasmina_itself(url):
-    assert locate(url).backup_advice() == ""
 
 
 def test_a_write_ahead_log_that_was_deleted_is_noticed(recorded, path):

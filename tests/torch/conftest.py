@@ -9,6 +9,7 @@ from torch import nn
 from kasmina.domain.projections import Behaviour, SlotView
 from kasmina.domain.schedules import held
 from kasmina.domain.stages import SeedInput
+from tests.torch.continuity import growing
 
 Pair = namedtuple("Pair", ["features", "extra"])  # noqa: PYI024  # as strangers' models return it
 
@@ -115,3 +116,14 @@ def accelerator():
     if not torch.accelerator.is_available():
         pytest.skip("there is no accelerator")
     return torch.accelerator.current_accelerator()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return tmp_path_factory.mktemp("grown") / "runs.db"
+
+
+@pytest.fixture
+def grown(database):
+    with growing(database) as make:
+        yield make

@@ -1,6 +1,7 @@
 """The optimizers and schedulers that seeds are tried with: all of torch's, and strangers' kinds."""
 
 import torch
+from torch import nn
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import SWALR
 
@@ -174,3 +175,25 @@ SCHEDULERS = {
     "SWALR": lambda opt: SWALR(opt, swa_lr=0.02, anneal_epochs=6),
     "SWALR, a list": lambda opt: SWALR(opt, swa_lr=[0.02, 0.01], anneal_strategy="linear"),
 }
+
+
+def host():
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+def seed():
+    return nn.Linear(4, 4)
+
+
+def sgd(model):
+    groups = [
+        {"params": model[0].parameters(), "weight_decay": 0.01},
+        {"params": model[1].parameters(), "lr": 0.05},
+    ]
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+
+def give_gradients(optimizer, generator):
+    for group in optimizer.param_groups[:2]:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)

@@ -15,19 +15,7 @@ from tests.torch.continuity import (
     Alone,
     assert_same,
     clip_whole,
-    growing,
 )
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    return tmp_path_factory.mktemp("grown") / "runs.db"
-
-
-@pytest.fixture
-def grown(database):
-    with growing(database) as make:
-        yield make
 
 
 def clipped_by(arm, clip):

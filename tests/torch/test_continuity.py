@@ -24,20 +24,8 @@ from tests.torch.continuity import (
     alike,
     assert_same,
     build_host,
-    growing,
 )
 from tests.torch.optimizers import OPTIMIZERS, REFUSED, Early, Mixing
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    return tmp_path_factory.mktemp("grown") / "runs.db"
-
-
-@pytest.fixture
-def grown(database):
-    with growing(database) as make:
-        yield make
 
 
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)

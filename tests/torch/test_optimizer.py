@@ -14,6 +14,7 @@ from kasmina.adapters.torch.optimizer import (
     UnfitOptimizer,
     UnknownSeed,
 )
+from tests.torch.optimizers import give_gradients, host, seed, sgd
 
 
 def alike(one, other):
@@ -23,28 +24,6 @@ def alike(one, other):
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(alike, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
-def host():
-    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-
-
-def seed():
-    return nn.Linear(4, 4)
-
-
-def sgd(model):
-    groups = [
-        {"params": model[0].parameters(), "weight_decay": 0.01},
-        {"params": model[1].parameters(), "lr": 0.05},
-    ]
-    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-
-
-def give_gradients(optimizer, generator):
-    for group in optimizer.param_groups[:2]:
-        for parameter in group["params"]:
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
 class TestAGroup:

@@ -8,35 +8,12 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
 from torch.optim import lr_scheduler as schedulers
 from torch.optim import swa_utils
 
 from kasmina.adapters.torch.optimizer import SeedGroups, UnfitOptimizer, seed_order
 from tests.torch.continuity import BORN, GONE, STEPS, Alone, alike, growing
-from tests.torch.optimizers import SCHEDULERS, lively
-
-
-def host():
-    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-
-
-def seed():
-    return nn.Linear(4, 4)
-
-
-def sgd(model):
-    groups = [
-        {"params": model[0].parameters(), "weight_decay": 0.01},
-        {"params": model[1].parameters(), "lr": 0.05},
-    ]
-    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
-
-
-def give_gradients(optimizer, generator):
-    for group in optimizer.param_groups[:2]:
-        for parameter in group["params"]:
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
+from tests.torch.optimizers import SCHEDULERS, give_gradients, host, lively, seed, sgd
 
 
 def train(build, make_scheduler, *, steps=20, visits=(), own=None):

@@ -179,8 +179,8 @@ def _own_metrics(module: nn.Module) -> Iterator[None]:
         for parent, name, child in found:
             copy = deepcopy(child)
             copy.reset()
-            setattr(parent, name, copy)
+            parent.register_module(name, copy)
         yield
     finally:
         for parent, name, child in found:
-            setattr(parent, name, child)
+            parent.register_module(name, child)

@@ -14,6 +14,7 @@ from kasmina.domain.events import GateEvaluated
 from kasmina.infra import codec
 from kasmina.infra.exchange.errors import UnexportableEvent
 from kasmina.infra.integrity import Row
+from kasmina.infra.queries import parameters
 
 
 class Table(Enum):
@@ -86,23 +87,7 @@ def records(table: Table, rows: Iterable[Row]) -> Iterator[Cells]:
 
 
 def _event(row: Row) -> Iterator[Cells]:
-    run_id, sequence, slot_id, seed_id, kind, version, epoch, recorded_at, payload, batch = (
-        row.columns
-    )
-    yield (
-        row.position,
-        run_id.decode(),
-        sequence,
-        None if slot_id is None else slot_id.decode(),
-        None if seed_id is None else seed_id.decode(),
-        kind.decode(),
-        version,
-        epoch,
-        recorded_at,
-        payload.decode(),
-        None if batch is None else batch.decode(),
-        row.digest,
-    )
+    yield (row.position, *parameters(row))
 
 
 _DECISION = b"GateEvaluated"
