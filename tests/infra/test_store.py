@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateTable
 
-from kasmina.domain.errors import StoreUnavailable
+from kasmina.domain.errors import BrokenChain, ConcurrentAppend, StoreUnavailable
 from kasmina.infra import connections, event_store, queries, schema
 from kasmina.infra.engine import Access, Durability
 from kasmina.infra.event_store import open_store
 from kasmina.infra.statements import Statement
-from kasmina.testing import caught, epochs
+from kasmina.testing import MemoryEventStore, caught, epochs
 
 
 def test_threads_may_share_a_store(url):
@@ -146,3 +146,24 @@ def test_the_latest_runs_come_page_by_page(url):
         older = store.latest_runs(limit=9, before=newest[-1].position)
     assert [r.run_id for r in newest] == ["run-4", "run-3"]
     assert [r.run_id for r in older] == ["run-2", "run-1", "run-0"]
+
+
+class TestTakingRowsIn:
+    @pytest.fixture
+    def rows(self):
+        memory = MemoryEventStore()
+        memory.append("a", epochs(3), expected=0)
+        return memory.rows("a")
+
+    def test_they_go_on_from_the_head_of_their_run(self, store, rows):
+        error = caught(ConcurrentAppend, store.adopt, rows[1:])
+        assert (error.run_id, error.expected, error.found) == ("a", 1, 0)
+        assert store.adopt(rows) == 3
+        error = caught(ConcurrentAppend, store.adopt, rows)
+        assert (error.expected, error.found) == (0, 3)
+
+    def test_one_that_was_altered_leaves_nothing(self, store, rows):
+        altered = rows[1]._replace(columns=rows[1].columns._replace(epoch=9))
+        error = caught(BrokenChain, store.adopt, [rows[0], altered, rows[2]])
+        assert (error.run_id, error.sequence) == ("a", 2)
+        assert store.head("a").sequence == 0
