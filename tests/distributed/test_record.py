@@ -55,6 +55,26 @@ def test_all_ranks_are_one_run_with_one_log_and_one_state(tmp_path: Path) -> Non
     assert len(only(tmp_path, e.EpochRecorded)) == 4
 
 
+def threads() -> int:
+    names = (each.read_text() for each in Path("/proc/self/task").glob("*/comm"))
+    return sum("gloo_runloop" in each for each in names)
+
+
+def live_and_count(rank, folder):
+    training = Training.fresh()
+    before = threads()
+    with training.open(folder) as run:
+        training.epoch(run)
+        within = threads()
+    return before, within, threads()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux names threads there")
+def test_a_run_that_ended_leaves_no_thread_behind(tmp_path: Path) -> None:
+    for before, within, after in values(launch(live_and_count, tmp_path)):
+        assert after == before < within
+
+
 def live_apart(rank, folder):
     own = folder / str(rank)
     own.mkdir()

@@ -31,6 +31,7 @@ def torchrun(*arguments: object, restarts: int = 0) -> str:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
             # Else torch 2.13 lets restarted gloo ranks meet at the addresses of the dead ones.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         },

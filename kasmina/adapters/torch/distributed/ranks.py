@@ -193,9 +193,14 @@ class Ranks:
         self.from_first(what, done)
 
     def close(self) -> None:
-        """Let go of the group; a rank that still waits for this one learns it at once."""
+        """Let go of the group; a rank that still waits for this one learns it at once.
+
+        Gloo's threads end with the last reference to it. One that still lets go of a tensor while
+        the interpreter ends would abort the process.
+        """
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
+        del self._group
 
     def _exchange(self, what: str, mine: _Said, merge: Callable[[Sequence[T]], R]) -> _Said:
         if self.rank == 0:
