@@ -4,8 +4,8 @@ import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from os import PathLike, fspath
-from typing import cast
+from os import PathLike
+from typing import TYPE_CHECKING, cast
 
 from attrs import evolve as changed
 from attrs import frozen
@@ -15,30 +15,31 @@ from typing_extensions import override
 from kasmina.adapters.torch.blueprints import BlueprintRegistry, blueprints
 from kasmina.adapters.torch.checkpoint import (
     Checkpoint,
+    Pack,
     Stateful,
     read_checkpoint,
     restore_checkpoint,
-    save_checkpoint,
+    write_checkpoint,
 )
 from kasmina.adapters.torch.distributed.evidence import RankedEvaluator, RankedMonitor
 from kasmina.adapters.torch.distributed.gradients import RankedGroups
 from kasmina.adapters.torch.distributed.randomness import RANKS, RankStreams
 from kasmina.adapters.torch.distributed.ranks import TOGETHER, RankPlan, Ranks, join
-from kasmina.adapters.torch.distributed.shards import require_whole
 from kasmina.adapters.torch.distributed.store import RankedEventStore, RankedIdentifiers
 from kasmina.adapters.torch.germination import Sprout
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
 from kasmina.adapters.torch.measurement import Evaluator, Prediction
 from kasmina.adapters.torch.optimizer import SeedGroups, seed_order
+from kasmina.adapters.torch.sharding import is_sharded
 from kasmina.domain import commands as c
 from kasmina.domain.errors import CorruptHistory, HostMismatch, InvalidCommand, RunIsClosed
 from kasmina.domain.evidence import HostDescription, Software
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import EventStore, Identifiers
-from kasmina.domain.stages import Stage
-from kasmina.domain.state import RunState
+from kasmina.domain.stages import Blend, Stage
+from kasmina.domain.state import RunState, SlotState
 from kasmina.history import beginning, load, resume_point, saved_tensors
 from kasmina.infra.engine import Durability
 from kasmina.infra.event_store import open_store
@@ -46,6 +47,9 @@ from kasmina.infra.log import LogFormat, LoggingEventStore, configure_logging
 from kasmina.infra.system import RandomIdentifiers
 from kasmina.run import Parts, Run
 from kasmina.service import Journal
+
+if TYPE_CHECKING:
+    from kasmina.adapters.torch.distributed.shards import Sharding
 
 _RECORDED_SOFTWARE = ("kasmina", "torch", "transitions")
 
@@ -105,9 +109,9 @@ def open_run(
         resources = undo.enter_context(ExitStack())
         resources.enter_context(slots.claimed())
         _require_unused(slots, optimizer)
-        together = join(ranks)
+        sharding = _sharding(slots, ranks)
+        together = join(ranks, least=2 if sharding is None else 1)
         if together is not None:
-            require_whole(slots)
             resources.callback(together.close)
             identifiers = RankedIdentifiers(together, identifiers)
         monitor, groups = _watchers(slots, optimizer, together, every=sample_every)
@@ -141,6 +145,7 @@ def open_run(
             extra=extra or {},
             release=resources.close,
             ranks=together,
+            sharding=sharding,
         )
         if past is None:
             run = _begun(parts, name, objective, policy or GatePolicy(), random_seed)
@@ -155,37 +160,32 @@ def open_run(
 
 
 class RankedRun(Run):
-    """A run of many processes. Each makes the same calls; rank 0 writes log and checkpoints."""
+    """A run of many processes. Each makes the same calls; rank 0 alone has the log."""
 
     @override
-    def checkpoint(self, path: str | PathLike[str]) -> None:
-        if self.state.closed:
-            raise RunIsClosed(self.run_id)
+    def _save(self, path: str | PathLike[str], pack: Pack) -> None:
         parts = cast("_Parts", self._parts)
         ranks = cast("Ranks", parts.ranks)
-        head, streams = self._journal.head(), RankStreams(self.slots, ranks)
+        streams = RankStreams(self.slots, ranks)
         streams.gather()
-        ranks.on_first(
-            "save a checkpoint",
-            partial(
-                save_checkpoint,
-                path,
-                slots=self.slots,
-                optimizer=parts.groups.optimizer,
-                run_id=self.run_id,
-                sequence=head.sequence,
-                digest=head.digest,
-                epoch=self.state.epoch,
-                step=self._step,
-                extra={**parts.extra, RANKS: streams},
-            ),
-        )
-        self._do(c.SaveCheckpoint(step=self._step, path=fspath(path), sequence=head.sequence))
+        packed = partial(pack, extra={**parts.extra, RANKS: streams})
+        if parts.sharding is None:
+            ranks.on_first("save a checkpoint", lambda: write_checkpoint(path, packed()))
+        else:
+            parts.sharding.save(path, ranks, packed)
 
 
 @frozen(kw_only=True)
 class _Parts(Parts):
     ranks: Ranks | None
+    sharding: "Sharding | None"
+
+    @override
+    def grow(self, slot: SlotState, blueprint: str, init_seed: int, blend: Blend) -> Sprout:
+        grown = super().grow(slot, blueprint, init_seed, blend)
+        if self.sharding is not None:
+            self.sharding.spread(grown)
+        return grown
 
     def run(self, *, step: int, steps_in_epoch: int) -> Run:
         kind = Run if self.ranks is None else RankedRun
@@ -206,6 +206,15 @@ def _evaluator(
     if ranks is None:
         return Evaluator(slots, objective, prediction=prediction)
     return RankedEvaluator(slots, objective, ranks, prediction=prediction)
+
+
+def _sharding(slots: Slots, ranks: RankPlan | None) -> "Sharding | None":
+    """How the host is sharded, if it is. Raises ``ShardedHost`` where seeds could not follow."""
+    if not any(is_sharded(parameter) for parameter in slots.host_parameters()):
+        return None
+    from kasmina.adapters.torch.distributed.shards import Sharding  # noqa: PLC0415  # loads FSDP
+
+    return Sharding.of(slots, ranks)
 
 
 def _require_unused(slots: Slots, optimizer: Optimizer) -> None:

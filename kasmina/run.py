@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Self
@@ -9,7 +10,12 @@ from typing import Self
 from attrs import frozen
 
 from kasmina.adapters.torch.blueprints import BlueprintRegistry
-from kasmina.adapters.torch.checkpoint import Stateful, save_checkpoint
+from kasmina.adapters.torch.checkpoint import (
+    Pack,
+    Stateful,
+    pack_checkpoint,
+    write_checkpoint,
+)
 from kasmina.adapters.torch.germination import Sprout, sprout
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.isolation import Monitor
@@ -287,7 +293,8 @@ class Run:
         if self.state.closed:
             raise RunIsClosed(self.run_id)
         head = self._journal.head()
-        save_checkpoint(
+        pack = partial(
+            pack_checkpoint,
             path,
             slots=self.slots,
             optimizer=self._parts.groups.optimizer,
@@ -296,8 +303,8 @@ class Run:
             digest=head.digest,
             epoch=self.state.epoch,
             step=self._step,
-            extra=self._parts.extra,
         )
+        self._save(path, pack)
         self._do(c.SaveCheckpoint(step=self._step, path=fspath(path), sequence=head.sequence))
 
     def status(self) -> str:
@@ -358,6 +365,9 @@ class Run:
         self._watch.close()
         self._presence.leave()
         self._parts.release()
+
+    def _save(self, path: str | PathLike[str], pack: Pack) -> None:
+        write_checkpoint(path, pack(extra=self._parts.extra))
 
     def _do(self, command: c.Command) -> None:
         draft = self._journal.draft()

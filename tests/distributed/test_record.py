@@ -342,20 +342,3 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one_process(tmp_path: Path) -> 
     with training.open(tmp_path, resume=whole[0][0]) as run:
         assert run.state.epoch == 2
         training.epoch(run)
-
-
-def open_sharded(rank, folder):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    training = Training.fresh()
-    fully_shard(training.host, mesh=init_device_mesh("cpu", (2,)))
-    training.optimizer = torch.optim.SGD(training.slots.host_parameters(), lr=0.1)
-    training.open(folder)
-
-
-def test_a_host_that_is_sharded_is_refused(tmp_path: Path) -> None:
-    for ended in launch(open_sharded, tmp_path):
-        assert ended.error == "ShardedHost"
-        assert "DistributedDataParallel" in ended.message
-    assert not (tmp_path / "runs.db").exists()

@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from kasmina.adapters.torch.checkpoint import (
+    pack_checkpoint,
     read_checkpoint,
     restore_checkpoint,
-    save_checkpoint,
+    write_checkpoint,
 )
 from kasmina.adapters.torch.graft import graft
 from kasmina.adapters.torch.optimizer import SeedGroups
@@ -89,11 +90,8 @@ class Training:
         return losses
 
     def save(self, path, **other):
-        save_checkpoint(
-            path,
-            **{"slots": self.slots, "optimizer": self.optimizer, "extra": self.extra} | other,
-            **POSITION,
-        )
+        given = {"slots": self.slots, "optimizer": self.optimizer, "extra": self.extra} | other
+        write_checkpoint(path, pack_checkpoint(path, **given, **POSITION))
 
     def restore(self, path, **other):
         return restore_checkpoint(

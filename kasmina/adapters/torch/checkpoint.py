@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
@@ -20,18 +20,29 @@ from kasmina.adapters.torch.checkpoints.moments import named_state
 from kasmina.adapters.torch.checkpoints.naming import Unnamed, occupants, parameter_names
 from kasmina.adapters.torch.checkpoints.plain import plain
 from kasmina.adapters.torch.checkpoints.restoring import restore
+from kasmina.adapters.torch.checkpoints.spread import apart, placed
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.randomness import RandomStreams, devices_of
 from kasmina.domain.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "Pack",
     "Stateful",
     "StreamsLost",
+    "pack_checkpoint",
     "read_checkpoint",
     "restore_checkpoint",
-    "save_checkpoint",
+    "write_checkpoint",
 ]
+
+
+class Pack(Protocol):
+    """``pack_checkpoint`` with all but ``extra`` given."""
+
+    def __call__(self, *, extra: Mapping[str, Stateful]) -> dict[str, Any]:
+        """What the file is to hold."""
+        ...
 
 
 class StreamsLost(UserWarning):
@@ -46,7 +57,7 @@ class StreamsLost(UserWarning):
         )
 
 
-def save_checkpoint(
+def pack_checkpoint(
     path: str | PathLike[str],
     *,
     slots: Slots,
@@ -57,17 +68,16 @@ def save_checkpoint(
     epoch: int,
     step: int,
     extra: Mapping[str, Stateful] | None = None,
-) -> None:
-    """Write everything that training needs to go on to ``path``, durably.
+) -> dict[str, Any]:
+    """Everything that training needs to go on, as a file at ``path`` is to hold it.
 
-    Folders are made as needed. A checkpoint that was at ``path`` stays until the new one is
-    complete and on the disk. Raises ``CheckpointError``, with ``path`` untouched; also where the
-    optimizer trains what neither the model nor ``extra`` holds, which would be lost.
+    Raises ``CheckpointError`` for what cannot be stored; also where the optimizer trains what
+    neither the model nor ``extra`` holds, which would be lost.
     """
     given = extra or {}
     try:
         states = {name: each.state_dict() for name, each in given.items()}
-        content = packed(
+        return packed(
             Checkpoint(
                 path=fspath(path),
                 version=VERSION,
@@ -98,6 +108,21 @@ def save_checkpoint(
             f"not written, {error}",
             "state_dict() must hold tensors, numbers, text and containers of them alone",
         ) from error
+
+
+def write_checkpoint(path: str | PathLike[str], content: dict[str, Any]) -> None:
+    """Write to ``path`` what ``pack_checkpoint`` made for it, durably.
+
+    Folders are made as needed. A checkpoint that was at ``path`` stays until the new one is
+    complete and on the disk. Raises ``CheckpointError``, with ``path`` untouched.
+    """
+    content, sharded = apart(content)
+    if sharded:
+        raise CheckpointError(
+            fspath(path),
+            f"not written, {next(iter(sharded))} is sharded over ranks",
+            "let every rank call run.checkpoint(), on a run that has them as its ranks",
+        )
     archive.write(Path(path), content)
 
 
@@ -127,7 +152,8 @@ def restore_checkpoint(
     Raises ``CheckpointError`` for what does not fit, with everything as it was. For that the
     model's tensors are held on the CPU once more meanwhile.
     """
-    lost = restore(checkpoint, slots, optimizer, extra or {})
+    given = extra or {}
+    lost = restore(placed(checkpoint, slots, given), slots, optimizer, given)
     if lost:
         warnings.warn(StreamsLost(checkpoint.path, lost), stacklevel=2)
     return lost

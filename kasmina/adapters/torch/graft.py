@@ -30,6 +30,7 @@ from kasmina.adapters.torch.grafted import (
 )
 from kasmina.adapters.torch.hosts import HostProtocol
 from kasmina.adapters.torch.places import matching, resolve
+from kasmina.adapters.torch.sharding import own_class, whole
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain.errors import KasminaError, UngraftableModule, UnknownSlot
 from kasmina.domain.evidence import HostDescription
@@ -118,7 +119,7 @@ class Slots(Mapping[str, SeedSlot]):
         for slot in self.values():
             if slot.seed is not None:
                 nn.utils.clip_grad_norm_(slot.seed_parameters(), max_norm, norm_type)
-        return nn.utils.clip_grad_norm_(tuple(self.host_parameters()), max_norm, norm_type)
+        return whole(nn.utils.clip_grad_norm_(tuple(self.host_parameters()), max_norm, norm_type))
 
     def describe(self) -> HostDescription:
         """What a resumed run's host must match: class, parameter count, digest of its layout."""
@@ -128,7 +129,7 @@ class Slots(Mapping[str, SeedSlot]):
             if isinstance(value, Tensor) and not name.startswith(_OF_BANK)
         )
         return HostDescription(
-            kind=type(self.model).__qualname__,
+            kind=own_class(self.model).__qualname__,
             parameters=sum(parameter.numel() for parameter in self.host_parameters()),
             digest=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         )

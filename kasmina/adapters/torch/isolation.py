@@ -17,6 +17,7 @@ from torch import Tensor
 from kasmina.adapters.torch import finite, leaks
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.randomness import undisturbed
+from kasmina.adapters.torch.sharding import whole
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.adapters.torch.streams import Stream, aside
 from kasmina.adapters.torch.surroundings import Copies, Habitat
@@ -134,7 +135,7 @@ def _take_norm(slot: SeedSlot) -> None:
     if gradients:
         # A norm in half precision would end at 65504.
         wide = [g.float() if g.dtype in _HALVES else g for g in gradients]
-        slot.gradient_norm = torch.nn.utils.get_total_norm(wide)
+        slot.gradient_norm = whole(torch.nn.utils.get_total_norm(wide))
         finite.count_nonfinite(slot.gradient_norm, slot.nonfinite_gradients)
 
 

@@ -18,6 +18,7 @@ from torch.autograd import Variable
 from torch.autograd.graph import Node, disable_saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
+from kasmina.adapters.torch.sharding import parameters_in_forward
 from kasmina.adapters.torch.streams import Draws
 from kasmina.adapters.torch.surroundings import (
     NOTHING,
@@ -63,12 +64,12 @@ def watch(
     """
     source, version = inlet.grad_fn, inlet._version  # noqa: SLF001  # the only sign of a write
     draws = Draws(inlet.device)
-    with around.calls() as called:
+    with around.calls() as called, parameters_in_forward(seed) as own:
         output = run(inlet)
     wrote, drew_from = inlet._version != version, draws.from_torch()  # noqa: SLF001
     touched = (*called, *around.changes(), *_sighted(draws.from_others()))
     operations = way_back(output.grad_fn, source) if isinstance(output, Tensor) else ()
-    reached = tuple(_foreign(operations, seed.parameters()))
+    reached = tuple(_foreign(operations, own))
     if isinstance(output, Tensor) and later is not None and not reached:
         output = _watch_backward(output, operations, around, later)
     return Glimpse(

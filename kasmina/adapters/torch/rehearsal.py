@@ -14,6 +14,7 @@ from kasmina.adapters.torch.buffers import buffers_kept
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.measurement import SlotNotEvaluated, eagerly
 from kasmina.adapters.torch.randomness import devices_of, undisturbed
+from kasmina.adapters.torch.sharding import parameters_in_forward
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.adapters.torch.streams import Stream
 from kasmina.domain.errors import InvalidCommand
@@ -79,7 +80,6 @@ def rehearse(
     """
     learner = slots[view.slot_id]
     others = [slot for slot in slots.values() if slot is not learner]
-    learning = [p for p in learner.seed_parameters() if p.requires_grad]
     trial = changed(shown_at(view, alpha), seed_input=SeedInput.DETACHED)
     with ExitStack() as stack:
         stack.enter_context(eagerly())
@@ -91,10 +91,13 @@ def rehearse(
             if other.view.behaviour is Behaviour.INCUBATE:
                 stack.enter_context(slots.showing(other.slot_id, _resting(other.view)))
         visits = stack.enter_context(slots.showing(view.slot_id, trial))
+        grown = (module for module in (learner.seed, learner.mixer) if module is not None)
+        run = stack.enter_context(parameters_in_forward(*grown))
         with torch.enable_grad():
             value = loss(*part_of(batch, view.incubation.share))
         if visits.count == 0:
             raise SlotNotEvaluated(view.slot_id)
+        learning = [parameter for parameter in dict.fromkeys(run) if parameter.requires_grad]
         torch.autograd.backward(value, inputs=learning)
 
 

@@ -18,6 +18,7 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from kasmina.adapters.torch.sharding import local
 from kasmina.domain.stages import Leak
 
 T = TypeVar("T")
@@ -56,12 +57,13 @@ class Extent(NamedTuple):
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Self:
         """The extent of ``tensor``; one without memory (empty, meta) has one of its own."""
-        storage = tensor.untyped_storage()
+        here = local(tensor)
+        storage = here.untyped_storage()
         start = storage.data_ptr()
         if not start:
             return cls(name, tensor, 0, id(tensor), 0, 1)
         end = start + storage.nbytes()
-        return cls(name, tensor, tensor.data_ptr(), tensor.device, start, end)
+        return cls(name, tensor, here.data_ptr(), tensor.device, start, end)
 
     def overlaps(self, other: "Extent") -> bool:
         """Whether the storages have a byte in common."""
@@ -266,8 +268,8 @@ class Copies:
         self._copies = {
             id(place.tensor): _Copy(
                 place,
-                place.tensor.detach(),
-                _on_cpu(place.tensor.detach()),
+                local(place.tensor.detach()),
+                _on_cpu(local(place.tensor.detach())),
                 _hooks_of(place.tensor),
             )
             for place in _places(modules)
@@ -277,22 +279,22 @@ class Copies:
     def differing(self, around: Surroundings) -> Iterator[Sighting]:
         """Those of the tensors ``around`` whose values are not as they were."""
         for extent in around.extents():
-            if not _equal(extent.tensor, self._copies[id(extent.tensor)].values):
+            if not _equal(local(extent.tensor), self._copies[id(extent.tensor)].values):
                 yield Sighting(leak=Leak.IN_PLACE_WRITE, subject=extent.name)
 
     def restore(self) -> None:
         """Put tensors, values and hooks back; a tensor that did not change is not written to."""
         for place, memory, _, hooks in self._copies.values():
             place.registry[place.key] = place.tensor
-            if _moved(place.tensor, memory):
+            if _moved(local(place.tensor), memory):
                 place.tensor.data = memory
             for registry in _hook_registries(place.tensor):
                 for added in registry.keys() - set(hooks):
                     del registry[added]
         with torch.no_grad():  # only now: until here some may have shared their memory
             for place, _, values, _ in self._copies.values():
-                if not _equal(place.tensor, values):
-                    place.tensor.copy_(values)
+                if not _equal(local(place.tensor), values):
+                    local(place.tensor).copy_(values)
         for registry, content in self._hooks:
             if registry.keys() != content.keys():
                 registry.clear()

@@ -55,7 +55,7 @@ def write(target: Path, content: Mapping[str, Any]) -> None:
                 os.fsync(file.fileno())
             partial.replace(target)
             undo.pop_all()
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError
         raise CheckpointError(
             fspath(target),
@@ -161,7 +161,7 @@ def _require_sober(file: IO[bytes], source: str, *, check: bool) -> None:
         raise CheckpointError(source, f"is damaged at {broken}", OLDER)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a renaming in ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -47,6 +47,17 @@ class OptimizerState:
     other: Mapping[str, Any]
 
 
+@frozen(kw_only=True)
+class Shards:
+    """The folder, beside a checkpoint's file, that holds its tensors which are spread over ranks.
+
+    ``files`` has the SHA-256 of each file in it, in hexadecimal.
+    """
+
+    folder: str
+    files: Mapping[str, str]
+
+
 @frozen(kw_only=True, eq=False)
 class Checkpoint:
     """A checkpoint in memory, on the CPU.
@@ -55,7 +66,8 @@ class Checkpoint:
     ``run_id``, ``step`` optimizer steps and ``epoch`` epochs into it.
 
     One of ``version`` 1 does not say what its slots held, and names parameters by their positions
-    in the optimizer.
+    in the optimizer. Where there are ``shards``, tensors that lie there are without values, on the
+    meta device, until they are placed.
     """
 
     path: str
@@ -71,3 +83,4 @@ class Checkpoint:
     extra: Mapping[str, Mapping[str, Any]]
     random: RandomStreams
     seed_streams: Mapping[str, Mapping[str, Tensor]]
+    shards: Shards | None = None

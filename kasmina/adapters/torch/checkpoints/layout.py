@@ -1,7 +1,8 @@
 """How a checkpoint is laid out in its file.
 
 Version 2 knows optimizer state by the names of parameters, and which seed each slot held. Version
-1 knew the state by the positions of parameters, and had no seal; its files are still read.
+1 knew the state by the positions of parameters, and had no seal; its files are still read. Version
+3 is version 2 for a sharded host: some tensors lie in a folder beside the file (see ``spread``).
 """
 
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from kasmina.adapters.torch.checkpoints.contents import (
     Checkpoint,
     Occupant,
     OptimizerState,
+    Shards,
 )
 from kasmina.adapters.torch.randomness import RandomStreams
 from kasmina.domain.errors import CheckpointError
@@ -23,6 +25,7 @@ from kasmina.domain.stages import Stage
 
 FORMAT = "kasmina checkpoint"
 VERSION = 2
+SHARDED = 3
 
 _TEXT = forms.a(str)
 _MOMENTS = forms.by(_TEXT, forms.anything)
@@ -52,17 +55,25 @@ _VERSION_1 = forms.record(
         state=forms.by(forms.at_least_zero, _MOMENTS),
     ),
 )
-_VERSION_2 = forms.record(
+_NAMED: Mapping[str, forms.Form] = {
     **_COMMON,
-    slots=forms.by(_TEXT, forms.record(seed=forms.absent_or(_TEXT), stage=forms.member(Stage))),
-    optimizer=forms.record(
+    "slots": forms.by(_TEXT, forms.record(seed=forms.absent_or(_TEXT), stage=forms.member(Stage))),
+    "optimizer": forms.record(
         kind=_TEXT,
         groups=forms.each(forms.record(params=forms.each(_TEXT))),
         state=forms.by(_TEXT, _MOMENTS),
         shared=forms.by(_TEXT, forms.anything),
         other=forms.by(_TEXT, forms.anything),
     ),
-)
+}
+_VERSIONS = {
+    1: _VERSION_1,
+    2: forms.record(**_NAMED),
+    SHARDED: forms.record(
+        **_NAMED,
+        shards=forms.record(folder=_TEXT, files=forms.by(_TEXT, forms.hexadecimal(_DIGEST))),
+    ),
+}
 
 
 def packed(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -111,16 +122,16 @@ def unpacked(found: Unpacked, source: str) -> Checkpoint:
     try:
         forms.record(version=forms.at_least_zero)(content, "it")
         _require_known(content["version"], source, sealed=found.sealed)
-        (_VERSION_1 if content["version"] == 1 else _VERSION_2)(content, "it")
+        _VERSIONS[content["version"]](content, "it")
     except forms.Malformed as error:
         raise CheckpointError(source, f"is malformed: {error}", OLDER) from error
     return _checkpoint(content, source)
 
 
 def _require_known(version: int, source: str, *, sealed: bool) -> None:
-    if version > VERSION:
+    if version not in _VERSIONS:
         raise CheckpointError(
-            source, f"has format {version}, this kasmina reads up to {VERSION}", "upgrade kasmina"
+            source, f"has format {version}, this kasmina reads up to {SHARDED}", "upgrade kasmina"
         )
     if version != 1 and not sealed:
         raise CheckpointError(source, "is damaged: its end, with its seal, is lost", OLDER)
@@ -142,6 +153,7 @@ def _checkpoint(content: Mapping[str, Any], source: str) -> Checkpoint:
         extra={name: _own(state) for name, state in content["extra"].items()},
         random=RandomStreams.of(content["random"]),
         seed_streams=content["seed_streams"],
+        shards=Shards(**content["shards"]) if version == SHARDED else None,
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kasmina.adapters.torch.sharding import is_sharded
+
 _TENSORS = (Tensor, nn.Parameter)
 
 
@@ -35,7 +37,12 @@ def plain(value: Any, where: str) -> Any:  # noqa: ANN401 - any value of a state
 
 
 def _readable(tensor: Tensor, where: str) -> Tensor:
-    """The tensor; one of another class, or without values, would be lost or never read again."""
+    """The tensor; one of another class, or without values, would be lost or never read again.
+
+    A sharded one is for ``spread`` to set apart.
+    """
+    if is_sharded(tensor):
+        return tensor
     if type(tensor) not in _TENSORS:
         raise TypeError(f"{where} is a {type(tensor).__qualname__}")
     if tensor.is_meta:

@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from kasmina.adapters.torch.distributed.ranks import Ranks
-from kasmina.adapters.torch.distributed.shards import is_sharded
 from kasmina.adapters.torch.distributed.wrappers import Wrappers
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.optimizer import SeedGroups
+from kasmina.adapters.torch.sharding import is_sharded
 from kasmina.adapters.torch.slot import SeedSlot
 from kasmina.domain.errors import KasminaError
 

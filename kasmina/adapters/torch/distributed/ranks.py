@@ -161,6 +161,12 @@ class Ranks:
         with self._meeting("open_run()", other=None):
             self._group = dist.new_group(backend="gloo", timeout=plan.timeout)
 
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The ranks' own group, on gloo."""
+        group: dist.ProcessGroup = self._group
+        return group
+
     def together(self, what: str, act: Callable[[], T], merge: Callable[[Sequence[T]], R]) -> R:
         """Let every rank ``act``, and rank 0 ``merge`` what came of it, in the order of ranks.
 
@@ -273,11 +279,11 @@ class _Meeting:
             raise self.ranks.lose(self.other, self.what, error) from error
 
 
-def join(plan: RankPlan | None) -> Ranks | None:
+def join(plan: RankPlan | None, *, least: int = 2) -> Ranks | None:
     """The ranks that act as one run; ``None`` for a process that is a run by itself.
 
-    Where there are several, every one of them must call this.
+    Where there are several, every one of them must call this. Fewer than ``least`` are none.
     """
     if plan is None or not dist.is_available() or not dist.is_initialized():
         return None
-    return Ranks(plan) if dist.get_world_size() > 1 else None
+    return Ranks(plan) if dist.get_world_size() >= least else None
