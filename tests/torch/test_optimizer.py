@@ -185,6 +185,39 @@ class TestStepping:
         assert len(seen) == 1
         assert torch.equal(seen[0], before)
 
+    @pytest.mark.parametrize("named", [False, True])
+    def test_calls_back_with_the_gradients_that_a_closure_computes(self, named):
+        model = host()
+        optimizer, seen, calls = sgd(model), [], []
+
+        def closure():
+            calls.append(1)
+            optimizer.zero_grad()
+            loss = len(calls) * model[0].weight.sum()
+            loss.backward()
+            return loss
+
+        SeedGroups(optimizer).on_step(lambda: seen.append(model[0].weight.grad.unique().item()))
+        loss = optimizer.step(closure=closure) if named else optimizer.step(closure)
+        optimizer.step(closure)
+        assert seen == [1.0, 2.0]
+        assert len(calls) == 2
+        assert loss.requires_grad
+
+    def test_calls_back_once_where_a_step_computes_its_closure_twice(self):
+        class Sharpness(torch.optim.SGD):
+            def step(self, closure):
+                with torch.enable_grad():
+                    closure()
+                    closure()
+
+        seen, calls = [], []
+        optimizer = Sharpness(host().parameters(), lr=0.1)
+        SeedGroups(optimizer).on_step(lambda: seen.append(len(calls)))
+        optimizer.step(lambda: calls.append(1))
+        assert seen == [1]
+        assert len(calls) == 2
+
     def test_with_a_gradient_scaler_unscales_the_seed_too(self):
         optimizer, member = torch.optim.SGD(host().parameters(), lr=1.0), seed()
         SeedGroups(optimizer).add("s1", member.parameters())

@@ -26,6 +26,7 @@ from kasmina.adapters.torch import averages, clipping, schedulers, trial
 from kasmina.adapters.torch.schedulers import Rate, scaled
 from kasmina.adapters.torch.shield import Shields
 from kasmina.adapters.torch.slot import SeedSlot
+from kasmina.adapters.torch.steps import BeforeSteps
 from kasmina.domain.errors import KasminaError, UnknownName
 
 SEED_KEY = "kasmina_seed"
@@ -108,7 +109,8 @@ class SeedGroups:
         clipping.attend()
         averages.attend()
         self._shields = Shields()
-        self._following = self.optimizer.register_step_pre_hook(self._follow)
+        self._steps = BeforeSteps(self.optimizer)
+        self._steps.add(self._follow)
         self._loading = self.optimizer.register_load_state_dict_pre_hook(_require_same_seeds)
 
     @property
@@ -229,28 +231,21 @@ class SeedGroups:
         clipping.follow(slot)
 
     def on_step(self, callback: Callable[[], None]) -> RemovableHandle:
-        """Call ``callback`` before each step, when gradients are final.
-
-        An AMP scaler that skips a step skips the callback too.
-        """
-
-        def before_step(_optimizer: Optimizer, _args: object, _kwargs: object) -> None:
-            callback()
-
-        return self.optimizer.register_step_pre_hook(before_step)
+        """Call ``callback`` before each step, when gradients are final; see ``BeforeSteps``."""
+        return self._steps.add(callback)
 
     def close(self) -> None:
         """Take away every seed and the hooks: the optimizer is as it was."""
         for seed_id in self.seeds:
             self.remove(seed_id)
         self._shields.close()
-        self._following.remove()
+        self._steps.close()
         self._loading.remove()
 
     def _leader(self) -> Group:
         return next(group for group in self.optimizer.param_groups if SEED_KEY not in group)
 
-    def _follow(self, _optimizer: Optimizer, _args: object, _kwargs: object) -> None:
+    def _follow(self) -> None:
         self._shields.count(self.optimizer)
         rate = self._leader()["lr"]
         for group in self.optimizer.param_groups:

@@ -163,9 +163,9 @@ class RankedGroups(SeedGroups):
         self.reduction.close()
 
     @override
-    def _follow(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def _follow(self) -> None:
         self.reduction.require_averaged()
-        super()._follow(optimizer, args, kwargs)
+        super()._follow()
 
 
 def average(parameters: list[nn.Parameter], ranks: int) -> None:
