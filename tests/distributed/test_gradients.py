@@ -240,6 +240,50 @@ def test_a_step_has_one_collective_for_all_seeds_and_an_epoch_three_exchanges(
     assert first[4:7] == [with_seeds] * 3
 
 
+def grow_compiled(rank, folder, wrapper):
+    training = Training.fresh(wrapper=wrapper)
+    if wrapper is not None:
+        training.model = torch.compile(training.model, backend="aot_eager")
+    with training.open(folder) as run:
+        training.epoch(run)
+        run.germinate("1", "conv_light", incubation=STRAIGHT)
+        for _ in range(4):
+            training.epoch(run)
+    return training.tensors()
+
+
+@pytest.mark.slow
+def test_a_compiled_wrapper_averages_its_seeds(tmp_path: Path) -> None:
+    first, second = values(launch(grow_compiled, tmp_path, {}))
+    assert equal(first, second)
+    assert close(first, grow_compiled(0, _folder(tmp_path), None))
+
+
+def overflow(rank, folder):
+    training = Training.fresh(wrapper={})
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with training.open(folder) as run:
+        run.germinate("1", "conv_light", incubation=STRAIGHT)
+        x, y = training.images[:8], training.labels[:8]
+        for number in range(4):
+            training.optimizer.zero_grad()
+            bad = rank == 1 and number == 1
+            images = training.share(x) * (float("inf") if bad else 1.0)
+            loss = F.cross_entropy(training.model(images), training.share(y))
+            scaler.scale(loss).backward()
+            scaler.step(training.optimizer)
+            scaler.update()
+            run.step()
+    return training.tensors(), scaler.get_scale()
+
+
+def test_ranks_with_a_scaler_learn_the_same(tmp_path: Path) -> None:
+    first, second = values(launch(overflow, tmp_path))
+    assert equal(first[0], second[0])
+    assert first[1] == second[1] == 4.0  # halved once, on both
+    assert all(bool(each.isfinite().all()) for each in first[0].values())
+
+
 def _folder(folder: Path) -> Path:
     alone = folder / "alone"
     alone.mkdir()
