@@ -1,5 +1,7 @@
 """The checkpoint of a sharded host: parts of every rank, taken on by any number of them."""
 
+import hashlib
+import pickle
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 
 from kasmina import IncubationPlan, Incubator
 from kasmina.adapters.torch.checkpoint import read_checkpoint
+from kasmina.adapters.torch.checkpoints import archive
 from kasmina.adapters.torch.distributed import saving
 from kasmina.adapters.torch.distributed.ranks import RankFailed
 from kasmina.domain import events as e
@@ -158,3 +161,25 @@ def test_a_rank_that_cannot_write_its_part_leaves_the_checkpoint_before(tmp_path
     run_id, saved, _ = first
     for restored, _ in values(launch(resume, tmp_path, run_id, Layout.SHARDED)):
         assert equal(restored, saved)
+
+
+class Harmful:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return Path.mkdir, (self.folder,)
+
+
+def test_a_folder_that_would_run_code_is_refused_though_its_digests_are_right(
+    sharded, tmp_path: Path
+) -> None:
+    folder, (run_id, *_) = copied(sharded, tmp_path)
+    content = torch.load(folder / "run.pt", weights_only=True)
+    listing = folder / content["shards"]["folder"] / ".metadata"
+    listing.write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
+    content["shards"]["files"][".metadata"] = hashlib.sha256(listing.read_bytes()).hexdigest()
+    archive.write(folder / "run.pt", content)
+    with pytest.raises(CheckpointError, match=r"pathlib.*mkdir|builtins.*getattr"):
+        Training.fresh(adam=True).open(folder, resume=run_id, checkpoint=folder / "run.pt")
+    assert not (tmp_path / "harm").exists()

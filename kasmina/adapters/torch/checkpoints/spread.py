@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kasmina.adapters.torch.checkpoints.archive import OLDER
 from kasmina.adapters.torch.checkpoints.contents import Checkpoint, Shards, Stateful
+from kasmina.adapters.torch.checkpoints.sober import METADATA, require_sober
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.sharding import is_sharded
 from kasmina.domain.errors import CheckpointError
@@ -84,6 +85,7 @@ def placed(checkpoint: Checkpoint, slots: Slots, extra: Mapping[str, Stateful]) 
     if checkpoint.shards is not None:
         folder = Path(checkpoint.path).parent / checkpoint.shards.folder
         _require_undamaged(checkpoint.path, folder, checkpoint.shards, together=together)
+        require_sober(checkpoint.path, folder / METADATA)
         _load(checkpoint.path, folder, waiting, together=together)
     return laid
 
