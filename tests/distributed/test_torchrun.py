@@ -1,8 +1,5 @@
 """Under the real torchrun: the example, and a worker that dies and comes back."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,42 +8,8 @@ import torch
 from kasmina import open_store
 from kasmina.domain import events as e
 from kasmina.infra.engine import Access
+from tests.distributed.agents import torchrun
 from tests.distributed.loop import equal
-
-ROOT = Path(__file__).parents[2]
-PATIENCE = 120.0
-
-
-def torchrun(*arguments: object, restarts: int = 0) -> str:
-    """What the workers printed; fails if they did not end well."""
-    launcher = subprocess.Popen(
-        [
-            sys.executable,
-            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(f"--max-restarts={restarts}", "--monitor-interval=0.2"),
-            *map(str, arguments),
-        ],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONFAULTHANDLER": "1",
-            # Else torch 2.13 lets restarted gloo ranks meet at the addresses of the dead ones.
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        said, _ = launcher.communicate(timeout=PATIENCE)
-    finally:
-        if launcher.poll() is None:
-            launcher.terminate()  # not kill: it ends its workers first
-            launcher.communicate(timeout=PATIENCE)
-    assert launcher.returncode == 0, said
-    return said
 
 
 def events(folder: Path, database: str):
@@ -74,8 +37,9 @@ def test_a_worker_that_dies_is_restarted_and_the_run_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_the_example_grows_a_network_on_two_processes(tmp_path: Path) -> None:
-    said = torchrun("examples/ddp_digits.py", tmp_path, "--epochs", 3)
+@pytest.mark.parametrize("layout", [(), ("--shard",)], ids=["whole", "sharded"])
+def test_the_example_grows_a_network_on_two_processes(tmp_path: Path, layout) -> None:
+    said = torchrun("examples/ddp_digits.py", tmp_path, "--epochs", 3, *layout)
     assert "epoch 3" in said
     assert "'stage1': 'TRAINING'" in said
     recorded = events(tmp_path, "kasmina.db")
