@@ -2,7 +2,8 @@
 
 ``python examples/accelerate_digits.py`` takes about ten seconds. Stop it, and
 ``python examples/accelerate_digits.py --resume accelerate-digits/7`` goes on from the state that
-was saved after epoch 7, to the same bits.
+was saved after epoch 7, to the same bits. ``accelerate launch --cpu --num_processes 2
+examples/accelerate_digits.py`` trains it in two processes, as one run.
 """
 
 import argparse
@@ -40,13 +41,16 @@ def loaders() -> tuple[DataLoader, DataLoader]:
     return DataLoader(training, batch_size=25, shuffle=True), DataLoader(held_out, batch_size=597)
 
 
-def accuracy(model: nn.Module, data: DataLoader) -> float:
-    """In percent."""
+def accuracy(accelerator: Accelerator, model: nn.Module, data: DataLoader) -> float:
+    """In percent, over what all processes have judged."""
     model.eval()
     with torch.no_grad():
-        right = torch.cat([model(images).argmax(1) == labels for images, labels in data])
+        right = [
+            accelerator.gather_for_metrics(model(images).argmax(1) == labels)
+            for images, labels in data
+        ]
     model.train()
-    return 100 * right.double().mean().item()
+    return 100 * torch.cat(right).double().mean().item()
 
 
 def grow(run: Run) -> None:
@@ -98,7 +102,7 @@ def main() -> None:
                     optimizer.step()  # counts, where it takes a step
                     schedule.step()
                     optimizer.zero_grad()
-            report = run.end_epoch(lambda: {"val_accuracy": accuracy(model, held_out)})
+            report = run.end_epoch(lambda: {"val_accuracy": accuracy(accelerator, model, held_out)})
             accelerator.save_state(options.folder / str(report.epoch))
             accelerator.print(f"epoch {report.epoch}: {report.objective:.1f} %, {run.status()}")
     accelerator.print(run.summary())

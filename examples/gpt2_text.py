@@ -2,6 +2,7 @@
 
 ``python examples/gpt2_text.py`` trains it on torch's own documentation, byte by byte, in about a
 minute. Stop it, and ``python examples/gpt2_text.py --resume`` goes on, to the same bits.
+``torchrun --nproc-per-node 2 examples/gpt2_text.py`` trains it in two processes, as one run.
 """
 
 import argparse

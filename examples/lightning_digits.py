@@ -1,9 +1,10 @@
 """A small CNN on scikit-learn's digits in Lightning, with a seed planted in mid-training.
 
-    python examples/lightning_digits.py [--fast] [--folder DIR]
+    python examples/lightning_digits.py [--fast] [--folder DIR] [--devices NUMBER]
 
 Needs pytorch-lightning and scikit-learn. The run is in kasmina.db in the folder; stopped at any
-moment, the same command goes on from the last checkpoint.
+moment, the same command goes on from the last checkpoint. With two devices or more, which are
+processes here, all of them are one run.
 """
 
 import argparse
@@ -46,7 +47,7 @@ class Digits(pl.LightningModule):
         """The accuracy, in percent."""
         images, labels = batch
         right = (self(images).argmax(1) == labels).float().mean()
-        self.log("val_accuracy", 100 * right, prog_bar=True)
+        self.log("val_accuracy", 100 * right, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, object]:
         """AdamW, with a rate that decays."""
@@ -76,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a few steps, to see that it works")
     parser.add_argument("--folder", type=Path, default=Path("lightning-digits"))
+    parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
 
@@ -101,6 +103,8 @@ def main() -> None:
         limit_train_batches=4 if options.fast else None,
         callbacks=[growth, last],
         accelerator="cpu",
+        devices=options.devices,
+        strategy="auto" if options.devices == 1 else "ddp",
         gradient_clip_val=1.0,
         logger=False,
         enable_model_summary=False,

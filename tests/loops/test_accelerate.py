@@ -1,139 +1,22 @@
 """In a loop of Accelerate: the host undisturbed, steps counted, states saved and loaded whole."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DataLoaderConfiguration
-from attrs import define, field
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from accelerate.utils import DistributedType, ParallelismConfig, ProjectConfiguration
+from torch import nn
 
-from kasmina import Run, Slots, Stage, Topology, graft
-from kasmina.adapters.loops.accelerate import StateOfAnotherMoment, growing
+from kasmina import Run, Stage
+from kasmina.adapters.loops.accelerate import StateOfAnotherMoment, require_copies
 from kasmina.adapters.loops.opening import UnfitLoop
 from kasmina.domain.errors import CheckpointError, InvalidCommand
-from tests.journeys.loop import ACCURACY, LENIENT, PATIENT, build_host
+from tests.journeys.loop import PATIENT
 from tests.loops import scripts
-
-SLOT = "2"
-
-
-def fresh_accelerator(**settings: Any) -> Accelerator:
-    """One as a new process would make it: these classes share their state."""
-    for kind in (AcceleratorState, GradientState, PartialState):
-        kind._reset_state()
-    # The order of data is then a matter of seed and epoch, also in a resumed training.
-    order = DataLoaderConfiguration(use_seedable_sampler=True)
-    return Accelerator(cpu=True, dataloader_config=order, **settings)
-
-
-@define
-class Loop:
-    """What a user of Accelerate has: everything prepared, and the loop over it."""
-
-    accelerator: Accelerator
-    slots: Slots | None
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    loader: DataLoader
-    losses: list[float] = field(factory=list)
-
-    @classmethod
-    def made(cls, *, grafted: bool = True, **settings: Any) -> "Loop":
-        accelerator = fresh_accelerator(**settings)
-        torch.manual_seed(0)
-        host = build_host()
-        slots = graft(host, {"0": Topology.CNN, SLOT: Topology.CNN}) if grafted else None
-        optimizer = torch.optim.AdamW(host.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
-        draws = torch.Generator().manual_seed(1)
-        images = torch.randn(60, 1, 6, 6, generator=draws)
-        labels = torch.randint(0, 3, (60,), generator=draws)
-        data = DataLoader(TensorDataset(images, labels), batch_size=12, shuffle=True)
-        prepared = accelerator.prepare(host, optimizer, scheduler, data)
-        return cls(accelerator, slots, *prepared)
-
-    def growing(self, folder: Path, **options: Any) -> Any:
-        settings = {"name": "accelerated", "objective": ACCURACY, "policy": LENIENT, **options}
-        url = f"sqlite:///{folder}/runs.db"
-        assert self.slots is not None
-        return growing(
-            self.accelerator,
-            url,
-            slots=self.slots,
-            optimizer=self.optimizer,
-            sample_every=2,
-            **settings,
-        )
-
-    def train(self, rehearse: Callable[..., None] = lambda *_: None) -> None:
-        """An epoch, as Accelerate's documentation writes it."""
-        self.model.train()
-        for images, labels in self.loader:
-            with self.accelerator.accumulate(self.model):
-                loss = self.loss(images, labels)
-                self.accelerator.backward(loss)
-                rehearse(self.loss, images, labels)
-                if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), 0.1)
-                self.optimizer.step()
-                self.scheduler.step()
-                self.optimizer.zero_grad()
-            self.losses.append(loss.item())
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.model(images), labels)
-
-    def evaluate(self) -> dict[str, float]:
-        images, labels = self.loader.dataset.tensors
-        self.model.eval()
-        with torch.no_grad():
-            right = (self.model(images).argmax(1) == labels).double().mean().item()
-        self.model.train()
-        return {"val_accuracy": 100 * right}
-
-    def epochs(self, run: Run, until: int, states: Path | None = None) -> None:
-        while run.state.epoch < until:
-            slot = run.state.slot(SLOT)
-            if run.state.epoch >= 1 and slot.stage is Stage.DORMANT and not slot.germinations:
-                run.germinate(SLOT, "conv_light")
-            self.loader.set_epoch(run.state.epoch)
-            self.train(run.rehearse)
-            run.end_epoch(self.evaluate)
-            if states is not None:
-                self.accelerator.save_state(str(states / str(run.state.epoch)))
-
-
-def tensors(loop: Loop, *, host_only: bool = False) -> dict[str, Tensor]:
-    model = loop.accelerator.unwrap_model(loop.model)
-    own = {name: each for name, each in model.named_parameters() if "kasmina." not in name}
-    state = loop.optimizer.state
-    moments = {
-        f"{name}/{key}": value
-        for name, parameter in (own if host_only else dict(model.named_parameters())).items()
-        for key, value in state[parameter].items()
-    }
-    kept = {k: v for k, v in model.state_dict().items() if not (host_only and "kasmina." in k)}
-    return {**kept, **moments, "random": torch.get_rng_state()}
-
-
-def decisions(run: Run) -> dict[str, Any]:
-    """Where each slot stands, and every figure on which its gates decided."""
-    return {name: (slot.stage, slot.outcomes) for name, slot in run.state.slots.items()}
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
+from tests.loops.accelerated import SLOT, Loop, decisions, fresh_accelerator, same, tensors
 
 SETTINGS = {
     "plain": {},
@@ -293,13 +176,49 @@ def test_an_optimizer_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_many_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from accelerate.utils import DistributedType
+SPLIT = {
+    DistributedType.FSDP: "a part of the model",
+    DistributedType.DEEPSPEED: "engine of its own",
+    DistributedType.MEGATRON_LM: "builds the model itself",
+    DistributedType.XLA: "without torch.distributed",
+    DistributedType.MULTI_NPU: "ever tried",
+}
 
+
+@pytest.mark.parametrize(("kind", "problem"), SPLIT.items(), ids=[each.value for each in SPLIT])
+def test_processes_that_hold_no_copies_of_the_model_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: DistributedType, problem: str
+) -> None:
     loop = Loop.made()
-    monkeypatch.setattr(loop.accelerator.state, "distributed_type", DistributedType.MULTI_CPU)
-    with pytest.raises(UnfitLoop, match="MULTI_CPU"), loop.growing(tmp_path):
+    monkeypatch.setattr(loop.accelerator.state, "distributed_type", kind)
+    refused = pytest.raises(UnfitLoop, match=f"{kind.value}, which .*{problem}")
+    with refused, loop.growing(tmp_path):
         pass
+    assert not list(tmp_path.glob("runs.db"))
+
+
+def test_a_model_that_is_split_beside_its_copies_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accelerator = fresh_accelerator()
+    for split in ({"tp_size": 2}, {"cp_size": 2}, {"dp_shard_size": 2}):
+        config = ParallelismConfig(**split)
+        monkeypatch.setattr(accelerator.state, "parallelism_config", config)
+        with pytest.raises(UnfitLoop, match="over 2 processes"):
+            require_copies(accelerator)
+    copies = ParallelismConfig(dp_replicate_size=2)
+    monkeypatch.setattr(accelerator.state, "parallelism_config", copies)
+    require_copies(accelerator)
+
+
+def test_states_that_each_node_keeps_for_itself_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accelerator = fresh_accelerator(project_config=ProjectConfiguration(save_on_each_node=True))
+    require_copies(accelerator)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(UnfitLoop, match="save_on_each_node=False"):
+        require_copies(accelerator)
 
 
 @pytest.mark.slow

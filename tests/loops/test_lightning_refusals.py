@@ -4,11 +4,14 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning.strategies.xla import XLAStrategy
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from kasmina import Objective, Topology, graft, open_store
 from kasmina.adapters.loops.lightning import Germination, Growth
+from kasmina.adapters.loops.lightning_fit import require_fit
 from kasmina.adapters.loops.lightning_validation import Validation
 from kasmina.adapters.loops.opening import UnfitLoop
 from kasmina.domain import events as e
@@ -129,6 +132,28 @@ def test_a_fit_that_would_grow_nothing_is_refused_before_it_trains(tmp_path, cas
     assert "on_load_checkpoint" not in vars(model)
 
 
+@pytest.mark.parametrize(
+    "strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy]
+)
+def test_a_strategy_that_splits_the_model_is_refused_by_name(monkeypatch, strategy):
+    made = trainer()
+    monkeypatch.setattr(made._accelerator_connector, "strategy", strategy.__new__(strategy))
+    with pytest.raises(UnfitLoop, match=f"trains by {strategy.__name__}.*strategy=.ddp"):
+        require_fit(made, evaluates=True)
+
+
+@pytest.mark.parametrize("name", ["ddp_spawn", "ddp_fork"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_processes_that_end_with_the_fit_would_drop_the_seeds_and_are_refused(name, devices):
+    with pytest.raises(UnfitLoop, match="brings only the host back"):
+        require_fit(trainer(strategy=name, devices=devices), evaluates=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "ddp"}, {"strategy": "ddp", "devices": 2}])
+def test_copies_of_the_model_are_fit_for_growing(options):
+    require_fit(trainer(**options), evaluates=True)
+
+
 def test_averaging_by_position_is_refused(tmp_path):
     with pytest.raises(UnfitLoop, match="pairs parameters by their position"):
         fit(growth(tmp_path, planted()), EMAWeightAveraging(), model=fresh())
@@ -177,6 +202,7 @@ class Measuring(Net):
         self.metric(scores, batch[1])
         self.seen.append(F.cross_entropy(scores, batch[1]))
         self.log("loss", self.seen[-1])
+        self.log("synced", self.seen[-1], sync_dist=True)
         self.log_dict({"weighed": scores.mean(), "other": 1.0}, batch_size=7)
         self.log("metric", self.metric)
 
@@ -185,7 +211,7 @@ class Measuring(Net):
         self.seen.clear()
 
 
-@pytest.mark.parametrize("name", ["loss", "weighed", "metric", "mean"])
+@pytest.mark.parametrize("name", ["loss", "synced", "weighed", "metric", "mean"])
 def test_a_validation_done_again_measures_the_same_and_leaves_no_trace(tmp_path, name):
     again = []
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from kasmina import IncubationPlan, Incubator, Stage
+from kasmina import IncubationPlan, Incubator, Stage, Topology, graft
 from kasmina.adapters.loops.opening import UnfitLoop
 from kasmina.adapters.loops.transformers import attach
 from kasmina.adapters.torch.measurement import MissingObjective
@@ -247,6 +247,14 @@ def test_a_trainer_that_would_neglect_seeds_is_refused(
 ) -> None:
     with pytest.raises(UnfitLoop, match=problem):
         Grown.made(tmp_path, **settings)
+
+
+def test_a_model_that_was_split_when_it_was_loaded_is_refused(tmp_path: Path) -> None:
+    made = trainer(gpt2(), tmp_path)
+    made.is_distributed_loading_by_transformers = True  # as with a tp_plan
+    slots = graft(made.model, {BLOCK: Topology.TRANSFORMER})
+    with pytest.raises(UnfitLoop, match="split over processes"):
+        attach(made, "sqlite://", slots=slots, name="texts", objective=LOSS)
 
 
 def test_a_second_run_for_one_trainer_is_refused(tmp_path: Path) -> None:

@@ -63,7 +63,14 @@ def trainer(model: torch.nn.Module, folder: Path, **changes: Any) -> Trainer:
     return made
 
 
-TRAINER_PARTS = {"callbacks", "data_collator", "eval_dataset", "train_dataset", "optimizers"}
+TRAINER_PARTS = {
+    "callbacks",
+    "compute_metrics",
+    "data_collator",
+    "eval_dataset",
+    "train_dataset",
+    "optimizers",
+}
 
 
 def plant(after: int = 0, blueprint: str = "mlp_small", **options: Any) -> Callable[[Run], object]:

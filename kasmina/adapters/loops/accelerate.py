@@ -17,6 +17,19 @@ from kasmina.adapters.torch.optimizer import unwrapped
 from kasmina.domain.errors import KasminaError
 from kasmina.run import Run
 
+_COPIES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+_PROBLEMS = {
+    DistributedType.FSDP: "leaves each process a part of the model, in parameters that prepare() "
+    "makes anew: those of the slots would be none of them",
+    DistributedType.DEEPSPEED: "fixes its parameters when it is made, and averages and steps them "
+    "in an engine of its own: a seed that is born later would not learn",
+    DistributedType.MEGATRON_LM: "builds the model itself, in parts: the grafted one would not be "
+    "trained",
+    DistributedType.XLA: "runs its processes without torch.distributed, by which ranks agree",
+}
+_MEND = "use DistributedDataParallel (MULTI_GPU or MULTI_CPU), or one process"
+
 
 class StateOfAnotherMoment(KasminaError):
     """``load_state`` while a run is open, whose seeds need not be those of that state."""
@@ -48,11 +61,12 @@ def growing(
     not be called: one that only accumulates, or that a scaler skips, is none.
     ``accelerator.save_state`` saves the run too. ``resume`` is a folder that it wrote: the run
     goes on from there, and ``accelerator.load_state`` is called for it. The other options are
-    those of ``open_run``.
+    those of ``open_run``. With ``DistributedDataParallel`` all processes are one run, and each
+    of them does all of this.
 
     Raises ``UnfitLoop``, and as ``open_run``.
     """
-    require_single_process(accelerator)
+    require_copies(accelerator)
     folder = None if resume is None else Path(resume)
     with ExitStack() as block:
         bare = _prepared(optimizer)
@@ -65,14 +79,26 @@ def growing(
         yield run
 
 
-def require_single_process(accelerator: Accelerator) -> None:
-    """Raise ``UnfitLoop`` where the model is spread in a way that seeds would not follow."""
-    if accelerator.distributed_type is not DistributedType.NO:
+def require_copies(accelerator: Accelerator) -> None:
+    """Raise ``UnfitLoop`` unless each process holds the whole model, as with DDP."""
+    kind, config = accelerator.distributed_type, accelerator.parallelism_config
+    if kind not in _COPIES:
+        problem = _PROBLEMS.get(kind, "is a way of many processes in which no run was ever tried")
+        raise UnfitLoop("the accelerator", f"trains as {kind.value}, which {problem}", _MEND)
+    if config is not None and config.total_size > config.dp_replicate_size:
         raise UnfitLoop(
             "the accelerator",
-            f"trains as {accelerator.distributed_type.value} over {accelerator.num_processes} "
-            f"processes, where a seed that is born later would not be kept equal",
-            "train in one process (accelerate launch --num_processes 1)",
+            f"is given a ParallelismConfig that splits the model or its sequences over "
+            f"{config.total_size // config.dp_replicate_size} processes, where each of them would "
+            f"have to see all of a slot",
+            _MEND,
+        )
+    if accelerator.num_processes > 1 and accelerator.project_configuration.save_on_each_node:
+        raise UnfitLoop(
+            "the accelerator",
+            "saves states on each node (save_on_each_node), but of a run's file there is one, "
+            "which rank 0 writes and every rank reads",
+            "set save_on_each_node=False, and save to storage that all nodes share",
         )
 
 

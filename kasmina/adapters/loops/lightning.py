@@ -28,11 +28,12 @@ from kasmina.adapters.loops.lightning_fit import (
     require_trained,
     trains_once,
 )
+from kasmina.adapters.loops.lightning_standing import Standing
 from kasmina.adapters.loops.lightning_state import (
     ENTRY,
-    Place,
     as_file,
     empty,
+    random_streams,
     regrow,
     saved,
     slots_in,
@@ -41,16 +42,14 @@ from kasmina.adapters.loops.lightning_state import (
 from kasmina.adapters.loops.lightning_validation import Evaluate, Validation, measured_by
 from kasmina.adapters.loops.opening import RunOptions, UnfitLoop, replaced
 from kasmina.adapters.torch.blueprints import blueprints
+from kasmina.adapters.torch.distributed.ranks import TOGETHER, join
 from kasmina.adapters.torch.graft import Slots, graft
 from kasmina.adapters.torch.grafted import SlotBank
 from kasmina.adapters.torch.randomness import RandomStreams
 from kasmina.bootstrap import open_run
-from kasmina.domain.errors import ConcurrentAppend
 from kasmina.domain.incubation import IncubationPlan
 from kasmina.domain.schedules import BlendPlan
 from kasmina.domain.stages import Topology
-from kasmina.infra.engine import Access
-from kasmina.infra.event_store import open_store
 from kasmina.run import Run
 from kasmina.status import status_line
 
@@ -114,7 +113,7 @@ class Growth(Callback):
         self._run: Run | None = None
         self._optimizer: Optimizer | None = None
         self._entry: Mapping[str, Any] | None = None
-        self._last: Place | None = None
+        self._standing: Standing | None = None
         self._batch: tuple[Any, ...] = ()
         self._step = 0
         self._ended = False
@@ -179,12 +178,17 @@ class Growth(Callback):
         slots, optimizer = slots_in(pl_module), chosen_optimizer(trainer, self._index)
         require_trained(slots, optimizer, trainer.optimizers)
         fit = self._fit
-        fit.callback(optimizer.register_step_pre_hook(_closure_first).remove)
+        ranks = join(self._options.get("ranks", TOGETHER))
+        if ranks is not None:
+            fit.callback(ranks.close)
         self._run = fit.enter_context(self._opened(trainer, slots, optimizer))
-        self._optimizer, self._last = optimizer, None
+        self._optimizer = optimizer
+        self._standing = Standing(self._open_at, self._run, ranks)
+        fit.callback(self._standing.part)
         self._step = 0 if self._entry is None else self._entry["step"]
         self._ended = self._entry is not None and self._step == self.run.state.epoch_ended
-        self._random = None if self._entry is None else RandomStreams.of(self._entry["random"])
+        rank = trainer.global_rank
+        self._random = None if self._entry is None else random_streams(self._entry, rank=rank)
         self._entry = None
         fit.callback(optimizer.register_step_post_hook(self._stepped).remove)
         bar = trainer.progress_bar_callback
@@ -220,8 +224,8 @@ class Growth(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the run; what is saved later goes on from before its end."""
-        if stage == TrainerFn.FITTING and not self.run.state.closed:
-            self._last = self._place()
+        if stage == TrainerFn.FITTING and not self.run.state.closed and self._standing is not None:
+            self._standing.settle(self._step)
         self._fit.close()
 
     @override
@@ -335,38 +339,11 @@ class Growth(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the run, too."""
-        if self._run is not None and self._optimizer is not None:
-            place = self._last or self._place()
-            checkpoint[ENTRY] = saved(place, self._run.slots, self._optimizer)
-
-    def _place(self) -> Place:
-        state = self.run.state
-        with open_store(self._open_at, access=Access.READ) as store:
-            head = store.head(state.run_id)
-        if head.sequence != state.sequence:
-            raise ConcurrentAppend(state.run_id, expected=state.sequence, found=head.sequence)
-        return Place(
-            run_id=state.run_id,
-            sequence=head.sequence,
-            digest=head.digest,
-            epoch=state.epoch,
-            step=self._step,
-        )
-
-
-def _closure_first(
-    _optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Compute the gradients before whoever looks at them ahead of the step.
-
-    Lightning hands the backward over as the closure of ``optimizer.step``, unless a scaler has
-    had to see the gradients first.
-    """
-    if "closure" not in kwargs:
-        return args, kwargs
-    with torch.enable_grad():
-        loss = kwargs["closure"]()
-    return args, {**kwargs, "closure": lambda: loss}
+        standing, optimizer = self._standing, self._optimizer
+        if standing is None or optimizer is None or not standing.told:
+            return
+        place = standing.at(self._step)
+        checkpoint[ENTRY] = saved(place, self.run.slots, optimizer, extra=standing.extra())
 
 
 def _weighed(

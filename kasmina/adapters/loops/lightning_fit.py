@@ -4,6 +4,14 @@ from collections.abc import Sequence
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.strategies.xla import XLAStrategy
 from torch.optim import Optimizer
 
 from kasmina.adapters.loops.opening import UnfitLoop
@@ -15,13 +23,7 @@ _LOOP = "the Trainer"
 
 def require_fit(trainer: Trainer, *, evaluates: bool) -> None:
     """Raise ``UnfitLoop`` where seeds would be neglected. ``evaluates``: with a function for it."""
-    if trainer.world_size > 1:
-        raise UnfitLoop(
-            _LOOP,
-            f"trains in {trainer.world_size} processes, where a seed that is born later would not "
-            f"be kept equal",
-            "train with devices=1",
-        )
+    _require_copies(trainer.strategy)
     if any(isinstance(each, WeightAveraging) for each in callbacks_of(trainer)):
         raise UnfitLoop(
             _LOOP,
@@ -37,6 +39,26 @@ def require_fit(trainer: Trainer, *, evaluates: bool) -> None:
             "validates at no epoch's end, so no gate could ever decide",
             "give val_dataloaders and a validation_step that logs the objective, with "
             "check_val_every_n_epoch set, or Growth(evaluate=...) a function that measures it",
+        )
+
+
+def _require_copies(strategy: Strategy) -> None:
+    """Raise ``UnfitLoop`` unless each process holds the whole model, and keeps it."""
+    name = type(strategy).__name__
+    copies = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    if not copies or isinstance(strategy, DeepSpeedStrategy | XLAStrategy):  # DDP's by name alone
+        raise UnfitLoop(
+            _LOOP,
+            f"trains by {name}, which splits the model over processes or steps it in an engine of "
+            f"its own, where a seed that is born later would not be trained with its host",
+            'train with strategy="ddp", or on one device',
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise UnfitLoop(
+            _LOOP,
+            f"trains by {name} in processes that end with fit(), and of the model that grew in "
+            f"them Lightning brings only the host back, without a word",
+            'train with strategy="ddp", which starts the script again in each process, or torchrun',
         )
 
 

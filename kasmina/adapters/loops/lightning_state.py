@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from kasmina.adapters.loops.opening import CHECKPOINT, UnfitLoop
 from kasmina.adapters.torch.blueprints import BlueprintRegistry, blueprints
 from kasmina.adapters.torch.checkpoints.layout import FORMAT
+from kasmina.adapters.torch.distributed.randomness import RANKS
 from kasmina.adapters.torch.germination import sprout
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.grafted import SlotBank
@@ -69,7 +70,9 @@ def slots_in(module: nn.Module) -> Slots:
     return Slots(grafted[0])
 
 
-def saved(place: Place, slots: Slots, optimizer: Optimizer) -> dict[str, Any]:
+def saved(
+    place: Place, slots: Slots, optimizer: Optimizer, *, extra: Mapping[str, Any]
+) -> dict[str, Any]:
     """The entry for a checkpoint that is taken at ``place``."""
     drawing = {slot_id: slot.stream for slot_id, slot in slots.items() if slot.stream is not None}
     return {
@@ -83,10 +86,18 @@ def saved(place: Place, slots: Slots, optimizer: Optimizer) -> dict[str, Any]:
         "model": slots.model.state_dict(),
         "optimizer_kind": type(optimizer).__qualname__,
         "optimizer": optimizer.state_dict(),
-        "extra": {},
+        "extra": dict(extra),
         "random": RandomStreams.capture(devices_of(slots.model)).state_dict(),
         "seed_streams": {slot_id: stream.state() for slot_id, stream in drawing.items()},
     }
+
+
+def random_streams(entry: Mapping[str, Any], *, rank: int) -> RandomStreams | None:
+    """Those of ``rank`` in a checkpoint's entry; ``None`` for a rank that was not there then."""
+    if RANKS not in entry["extra"]:
+        return RandomStreams.of(entry["random"])
+    streams = entry["extra"][RANKS]["streams"]
+    return RandomStreams.of(streams[rank]) if rank < len(streams) else None
 
 
 @contextmanager

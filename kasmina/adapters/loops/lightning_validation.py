@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from attrs import define
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ class Validation:
         return {self._objective: self._again()}
 
     def _again(self) -> float:
-        module, caught = self._module, _Caught(objective=self._objective)
+        module = self._module
+        caught = _Caught(objective=self._objective, strategy=self._trainer.strategy)
         with ExitStack() as stack:
             stack.enter_context(in_eval_mode(module))
             stack.enter_context(_own_metrics(module))
@@ -119,10 +121,13 @@ class _Caught:
     """What is logged under the objective's name, summed as Lightning does it."""
 
     objective: str
+    strategy: Strategy
     batch: Any = None
     total: Tensor | None = None
     weight: int = 0
     metric: Metric | None = None
+    synced: bool = False
+    group: Any = None
 
     def log(
         self,
@@ -131,6 +136,8 @@ class _Caught:
         *_: object,
         batch_size: int | None = None,
         reduce_fx: object = "mean",
+        sync_dist: bool = False,
+        sync_dist_group: object = None,
         **__: object,
     ) -> None:
         """In the place of ``LightningModule.log``."""
@@ -150,6 +157,7 @@ class _Caught:
         added = torch.as_tensor(value).detach().to(torch.get_default_dtype()) * weight
         self.total = added if self.total is None else self.total + added
         self.weight += weight
+        self.synced, self.group = sync_dist, sync_dist_group
 
     def value(self) -> float:
         """The mean. Raises ``UnfitLoop`` where nothing was caught."""
@@ -162,7 +170,15 @@ class _Caught:
                 "log it in validation_step or on_validation_epoch_end, or give "
                 "Growth(evaluate=...) a function that measures it",
             )
-        return float(self.total / self.weight)
+        if not self.synced:
+            return float(self.total / self.weight)
+        # Both as means over the ranks, the weight's rounded down: so Lightning has it.
+        device = self.strategy.root_device
+        total, weight = (
+            cast("Tensor", self.strategy.reduce(each.to(device), self.group, "mean"))
+            for each in (self.total, torch.tensor(self.weight))
+        )
+        return float(total / weight)
 
 
 @contextmanager

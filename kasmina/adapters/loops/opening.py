@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from kasmina.adapters.torch.blueprints import BlueprintRegistry
 from kasmina.adapters.torch.checkpoint import Stateful, read_checkpoint
+from kasmina.adapters.torch.distributed.ranks import RankPlan
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.measurement import Prediction
 from kasmina.bootstrap import open_run
@@ -42,6 +43,7 @@ class RunOptions(TypedDict, total=False):
     identifiers: Identifiers | None
     durability: Durability
     log: LogFormat | None
+    ranks: RankPlan
 
 
 class UnfitLoop(KasminaError):

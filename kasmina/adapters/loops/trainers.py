@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, get_last_checkpoint
 
-from kasmina.adapters.loops.accelerate import require_single_process
+from kasmina.adapters.loops.accelerate import require_copies
 from kasmina.adapters.loops.opening import UnfitLoop, replaced
 
 LOOP = "the Trainer"
@@ -20,7 +21,7 @@ PREFIX = "eval"
 def require_fit(trainer: Trainer) -> None:
     """Raise ``UnfitLoop`` unless seeds would be looked after in ``trainer.train()``."""
     args = trainer.args
-    require_single_process(trainer.accelerator)
+    require_copies(trainer.accelerator)
     for wrong, problem, mend in (
         (
             args.eval_strategy == IntervalStrategy.NO,
@@ -31,6 +32,16 @@ def require_fit(trainer: Trainer) -> None:
             args.n_gpu > 1,
             f"copies the model to {args.n_gpu} devices in each step, and no seed would learn",
             "let it see one device (CUDA_VISIBLE_DEVICES)",
+        ),
+        (
+            args.world_size > 1 and args.save_on_each_node,
+            "saves checkpoints on each node, and a run's file is written by rank 0 alone, for all",
+            "set save_on_each_node=False, and an output_dir on storage that all nodes share",
+        ),
+        (
+            trainer.is_distributed_loading_by_transformers,
+            "trains a model that was split over processes when it was loaded",
+            "load it whole, without tp_plan or a device mesh",
         ),
         (
             args.auto_find_batch_size,
@@ -84,8 +95,9 @@ def measured_by(trainer: Trainer) -> dict[str, float]:
 
 def mean_loss(trainer: Trainer, model: nn.Module, part: dict[str, Any]) -> Tensor:
     """The mean loss on a part of a batch, divided and scaled as the host's was."""
+    host = model.module if isinstance(model, DistributedDataParallel) else model
     with trainer.compute_loss_context_manager():
-        found = trainer.compute_loss(model, part)
+        found = trainer.compute_loss(host, part)
     mean = found if isinstance(found, Tensor) else found[0]
     loss = mean / trainer.current_gradient_accumulation_steps
     scaler = trainer.accelerator.scaler
