@@ -56,8 +56,7 @@ def test_all_ranks_are_one_run_with_one_log_and_one_state(tmp_path: Path) -> Non
 
 
 def threads() -> int:
-    names = (each.read_text() for each in Path("/proc/self/task").glob("*/comm"))
-    return sum("gloo_runloop" in each for each in names)
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def live_and_count(rank, folder):
@@ -69,7 +68,8 @@ def live_and_count(rank, folder):
     return before, within, threads()
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux names threads there")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux lists threads there")
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="its groups may wait for ever to end")
 def test_a_run_that_ended_leaves_no_thread_behind(tmp_path: Path) -> None:
     for before, within, after in values(launch(live_and_count, tmp_path)):
         assert after == before < within

@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-_ASSIGNABLE = (list, dict)  # dynamo does not trace the union of the two
+# Tuples, since the dynamo of torch 2.6 does not trace a union.
+_ASSIGNABLE = (list, dict)
+_SEQUENCES = (tuple, list)
 
 
 def features_in(output: object) -> Tensor | None:
@@ -41,7 +43,7 @@ def with_features(output: object, features: Tensor) -> object:
 
 def items_in(output: object) -> Iterable[tuple[Any, object]]:
     """Keys and values of a container, none for what is not one."""
-    if isinstance(output, tuple | list):
+    if isinstance(output, _SEQUENCES):
         return enumerate(output)
     if isinstance(output, dict):  # the ModelOutput of transformers, which is a dataclass too
         return output.items()

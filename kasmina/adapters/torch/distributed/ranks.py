@@ -10,6 +10,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from attrs import field, frozen
 
@@ -17,6 +18,10 @@ from kasmina.domain.errors import KasminaError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# Whether a group that ends gives the interpreter's lock to the threads that it waits for. In torch
+# 2.6 it does not, and may wait for ever; 2.13 is the first that was seen to.
+_ENDS_UNLOCKED = torch.__version__ >= "2.13"
 
 _LARGEST_SHOWN = 200  # characters of another library's error
 
@@ -206,7 +211,8 @@ class Ranks:
         """
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
-        del self._group
+        if _ENDS_UNLOCKED:
+            del self._group
 
     def _exchange(self, what: str, mine: _Said, merge: Callable[[Sequence[T]], R]) -> _Said:
         if self.rank == 0:
