@@ -9,8 +9,11 @@ HELD := kasmina/domain/*,kasmina/history.py,kasmina/service.py,kasmina/infra/*
 SERVER := $(wildcard /usr/lib/postgresql/*/bin/postgres)
 LIMIT := $(if $(SERVER),--fail-under=100)
 
+# The whole suite runs on all cores. Each worker takes about a gigabyte.
+PARALLEL := --numprocesses=logical --maxprocesses=8 --dist=worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast check lint types imports package clean setup
+.PHONY: help demo test fast check lint types imports package examples clean setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,13 +30,13 @@ test: setup ## Run all tests; domain, service and store are held at 100 % branch
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/coverage run -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
 	@$(BIN)/coverage report --format=total | sed 's/.*/coverage of the package: &%/'
 	$(BIN)/coverage report --include='$(HELD)' $(LIMIT)
 endif
 
 fast: setup ## Run the tests of the day: no slow ones, no coverage
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(if $(ARGS),,$(PARALLEL)) $(ARGS)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check
@@ -48,7 +51,10 @@ imports: setup ## Check the direction of imports
 package: setup ## Build the wheel and try it in a clean environment
 	$(BIN)/python tools/check_wheel.py
 
-check: test lint types imports package ## Everything that must hold
+examples: setup ## Run every example, made tiny, in a clean environment
+	$(BIN)/python tools/run_examples.py
+
+check: test lint types imports package examples ## Everything that must hold
 
 clean: ## Remove what was made, the environment too
 	rm -rf .venv dist build .coverage .hypothesis .import_linter_cache .mypy_cache \

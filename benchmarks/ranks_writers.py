@@ -19,7 +19,7 @@ from kasmina.domain.events import Event
 from kasmina.infra.event_store import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.postgres import Server, binaries
+from tests.postgres import DURABLE, Server, binaries
 
 WRITERS = (1, 2, 4, 8)
 SLOTS = 4
@@ -56,7 +56,7 @@ def writers(folder: Path, *, seconds: float) -> list[str]:
         "| trainings | events/s | epochs/s | append, ms | longest, ms | connections | event, B |",
         "|---|---|---|---|---|---|---|",
     ]
-    server = Server()
+    server = Server(DURABLE)
     try:
         with psycopg.connect(server.dsn("postgres")) as connection:
             ((fsync,),) = connection.execute(_DURABLE).fetchall()

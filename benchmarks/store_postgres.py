@@ -13,7 +13,7 @@ from store_sides import BATCH, ENCODE, EVENTS, Kasmina
 from kasmina.infra.event_store import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.postgres import Server, binaries
+from tests.postgres import DURABLE, Server, binaries
 
 TABLE = """
 CREATE TABLE events (
@@ -57,7 +57,7 @@ def postgres(rounds: int) -> list[str]:
     """The line of PostgreSQL; none where no server is installed."""
     if binaries() is None:
         return []
-    server = Server()
+    server = Server(DURABLE)
     try:
         hand = ByHand(server.database())
         with open_store(server.database()) as store:

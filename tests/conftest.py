@@ -3,6 +3,7 @@
 The profile is ``dev`` by default, ``ci`` (the same examples every time) where CI=true.
 """
 
+import gc
 import os
 import warnings
 
@@ -20,6 +21,14 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 def pytest_unconfigure():
     # Tests that play a crash leave their runs open.
     warnings.simplefilter("ignore", SilentRun)
+    gc.unfreeze()  # else what ends with the process counts as leaked
+
+
+@pytest.fixture(autouse=True, scope="module")
+def garbage_of_this_module_only():
+    """To collect it, nobody goes through all that the tests before have left: seconds each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

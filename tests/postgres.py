@@ -1,7 +1,9 @@
 """A PostgreSQL server of one's own: on loopback, as an unprivileged user, gone afterwards."""
 
+import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -14,6 +16,15 @@ import psycopg
 
 USERS = ("postgres", "nobody")
 """Who runs the server where the tests run as root, which PostgreSQL refuses."""
+
+DURABLE = ("-c", "max_connections=60")
+
+# Processes die in the tests, never the machine: nothing needs to wait for the disk.
+HASTY = (*DURABLE, "-c", "fsync=off")
+
+PORTS = range(20_000, 32_000)
+"""Below those that the system gives to whoever asks for any: a server that starts, or that is
+stopped for a while, loses its port to none of the tests beside it."""
 
 
 def binaries() -> Path | None:
@@ -32,7 +43,8 @@ def _version(binary: Path) -> float:
 class Server:
     """A server on a free port of 127.0.0.1, in a folder of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: tuple[str, ...] = HASTY) -> None:
+        self._settings = settings
         found = binaries()
         assert found is not None
         self._bin = found
@@ -51,16 +63,14 @@ class Server:
             "--locale=C.UTF-8",
             f"--pgdata={self._data}",
         )
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            self.port = taken.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         self.start()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = ("-p", str(self.port), "-h", "127.0.0.1", "-k", "", "-c", "max_connections=60")
+        options = ("-p", str(self.port), "-h", "127.0.0.1", "-k", "", *self._settings)
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self._data, *options],
@@ -115,6 +125,14 @@ class Server:
         if self._user is None:
             return {}
         return {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []}
+
+
+def free_port() -> int:
+    while True:
+        port = random.SystemRandom().choice(PORTS)  # the tests beside it have the same seed
+        with socket.socket() as taken, contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            return port
 
 
 def _unprivileged() -> str | None:

@@ -6,42 +6,23 @@ Run by `make package` in the development environment; everything happens in a te
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-import venv
 from pathlib import Path
 
 import bootstrap
-
-
-def sh(*command: str | Path, cwd: Path) -> str:
-    """Run a command away from the checkout, show it, and return what it printed."""
-    bootstrap.say(" ".join(str(word) for word in command))
-    # Nothing of the caller's may leak in: the wheel has to stand alone.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(command, cwd=cwd, env=env, check=False, text=True, stdout=subprocess.PIPE)
-    print(done.stdout, end="", flush=True)
-    done.check_returncode()
-    return done.stdout
+from wheel import build, environment, install, sh
 
 
 def check(folder: Path) -> None:
     """Build and try the wheel, all inside the folder."""
     away = folder / "away"
     away.mkdir()
-    dist = folder / "dist"
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist]
-    sh(*build, bootstrap.ROOT, cwd=away)
-    (wheel,) = dist.glob("*.whl")
-
-    home = folder / "env"
-    venv.create(home, symlinks=True, with_pip=False)
-    python, kasmina = home / "bin" / "python", home / "bin" / "kasmina"
+    built = build(folder)
+    python = environment(folder / "env")
+    kasmina = python.with_name("kasmina")
     database = f"sqlite:///{folder / 'new.db'}"
 
-    bootstrap.install(python, [str(wheel)])
+    install(python, built)
     sh(python, "-c", "import importlib.util as u; assert u.find_spec('torch') is None", cwd=away)
     sh(kasmina, "--help", cwd=away)
     sh(kasmina, "stages", cwd=away)
@@ -49,7 +30,7 @@ def check(folder: Path) -> None:
     sh(kasmina, "db", "current", "--database", database, cwd=away)
     sh(kasmina, "runs", "--database", database, cwd=away)
 
-    bootstrap.install(python, [f"kasmina[demo] @ {wheel.as_uri()}"])
+    install(python, built, "demo")
     sh(kasmina, "demo", "--quick", "--database", f"sqlite:///{folder / 'demo.db'}", cwd=away)
     sh(kasmina, "runs", "--database", f"sqlite:///{folder / 'demo.db'}", cwd=away)
 

@@ -1,9 +1,6 @@
 """Trainings on several hosts, played on loopback, that write to one PostgreSQL at the same time."""
 
-import contextlib
 import json
-import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +12,10 @@ from kasmina.domain import events as e
 from kasmina.infra.engine import Access
 from kasmina.infra.integrity import Scrutiny
 from tests.distributed.agents import ROOT, agent, ended
+from tests.postgres import free_port
 
 EXAMPLE = "examples/ddp_digits.py"
 EPOCHS = 4
-
-
-def free_port() -> int:
-    """Below those that the system gives to whoever asks for any, and so could give away."""
-    while True:
-        port = random.SystemRandom().randrange(12_000, 20_000)
-        with socket.socket() as taken, contextlib.suppress(OSError):
-            taken.bind(("127.0.0.1", port))
-            return port
 
 
 def two_hosts(folder: Path, url: str) -> list[subprocess.Popen[str]]:
