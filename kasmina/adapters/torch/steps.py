@@ -34,11 +34,11 @@ class BeforeSteps:
     def _come(
         self, _optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        match args, kwargs:
-            case (_, {"closure": closure}) if closure is not None:
-                return args, {**kwargs, "closure": _Computing(closure, self._call)}
-            case ((optimizer, closure, *others), _) if closure is not None:
-                return (optimizer, _Computing(closure, self._call), *others), kwargs
+        # In words that the dynamo of torch 2.6 traces, where a compiled step comes by.
+        if "closure" in kwargs and kwargs["closure"] is not None:
+            return args, {**kwargs, "closure": _Computing(kwargs["closure"], self._call)}
+        if len(args) > 1 and args[1] is not None:  # the first is the optimizer
+            return (args[0], _Computing(args[1], self._call), *args[2:]), kwargs
         self._call()
         return None
 
