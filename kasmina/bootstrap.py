@@ -22,7 +22,7 @@ from kasmina.adapters.torch.checkpoint import (
     write_checkpoint,
 )
 from kasmina.adapters.torch.distributed.evidence import RankedEvaluator, RankedMonitor
-from kasmina.adapters.torch.distributed.gradients import RankedGroups
+from kasmina.adapters.torch.distributed.gradients import RankedGroups, share
 from kasmina.adapters.torch.distributed.randomness import RANKS, RankStreams
 from kasmina.adapters.torch.distributed.ranks import TOGETHER, RankPlan, Ranks, join
 from kasmina.adapters.torch.distributed.store import RankedEventStore, RankedIdentifiers
@@ -38,8 +38,8 @@ from kasmina.domain.evidence import HostDescription, Software
 from kasmina.domain.objective import Objective
 from kasmina.domain.policies import GatePolicy
 from kasmina.domain.ports import EventStore, Identifiers
-from kasmina.domain.stages import Blend, Stage
-from kasmina.domain.state import RunState, SlotState
+from kasmina.domain.stages import Stage
+from kasmina.domain.state import RunState
 from kasmina.history import beginning, load, resume_point, saved_tensors
 from kasmina.infra.engine import Durability
 from kasmina.infra.event_store import open_store
@@ -163,6 +163,15 @@ class RankedRun(Run):
     """A run of many processes. Each makes the same calls; rank 0 alone has the log."""
 
     @override
+    def show(self, state: RunState, grown: Mapping[str, Sprout]) -> None:
+        sharding = cast("_Parts", self._parts).sharding
+        for each in grown.values():  # only now: all ranks have agreed that there are such seeds
+            share(each)
+            if sharding is not None:
+                sharding.spread(each)
+        super().show(state, grown)
+
+    @override
     def _save(self, path: str | PathLike[str], pack: Pack) -> None:
         parts = cast("_Parts", self._parts)
         ranks = cast("Ranks", parts.ranks)
@@ -179,13 +188,6 @@ class RankedRun(Run):
 class _Parts(Parts):
     ranks: Ranks | None
     sharding: "Sharding | None"
-
-    @override
-    def grow(self, slot: SlotState, blueprint: str, init_seed: int, blend: Blend) -> Sprout:
-        grown = super().grow(slot, blueprint, init_seed, blend)
-        if self.sharding is not None:
-            self.sharding.spread(grown)
-        return grown
 
     def run(self, *, step: int, steps_in_epoch: int) -> Run:
         kind = Run if self.ranks is None else RankedRun

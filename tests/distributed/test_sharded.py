@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kasmina import Blend, BlendPlan, IncubationPlan, Incubator, Stage, Topology
 from kasmina.adapters.torch.blueprints import BlueprintRegistry, blueprint
+from kasmina.adapters.torch.distributed.ranks import RanksDiverged
 from kasmina.domain import events as e
 from kasmina.domain.blueprints import BlueprintKind
 from kasmina.domain.stages import Leak
@@ -185,6 +186,17 @@ def test_seeds_follow_the_precision_of_their_host(tmp_path: Path) -> None:
     first, second = values(launch(live_as, tmp_path, Layout.SHARDED, options))
     assert equal(first, second)
     assert first["kasmina.1.seed.delta.0.weight"].dtype is torch.float32
+
+
+def disagree(rank, folder):
+    training = laid_out(Layout.SHARDED)
+    with pytest.raises(RanksDiverged, match="what to record"):
+        training.open(folder).germinate("1", ("conv_light", "conv_heavy")[rank])
+
+
+def test_ranks_that_would_shard_other_seeds_stop_before_they_do(tmp_path: Path) -> None:
+    values(launch(disagree, tmp_path))
+    assert not only(tmp_path, e.SeedGerminated)
 
 
 def sharded_otherwise(rank, folder, how):

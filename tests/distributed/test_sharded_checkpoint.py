@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve as changed
 
 from kasmina import IncubationPlan, Incubator
 from kasmina.adapters.torch.checkpoint import read_checkpoint
 from kasmina.adapters.torch.checkpoints import archive
+from kasmina.adapters.torch.checkpoints.spread import placed
 from kasmina.adapters.torch.distributed import saving
 from kasmina.adapters.torch.distributed.ranks import RankFailed
 from kasmina.domain import events as e
@@ -132,6 +134,18 @@ def test_damage_to_a_part_is_found_by_every_rank_before_anything_is_taken_on(
         assert "__1_0.distcp" in message
         assert untouched
     assert not only(folder, e.RunRewound)
+
+
+def place_by_position(rank, folder):
+    training = laid_out(Layout.SHARDED)
+    old = changed(read_checkpoint(folder / "run.pt"), version=1)
+    with pytest.raises(CheckpointError, match="by position"):
+        placed(old, training.slots, {})
+
+
+def test_a_sharded_host_takes_no_parameters_by_position(sharded) -> None:
+    folder, _ = sharded
+    values(launch(place_by_position, folder))
 
 
 def fail_to_save(rank, folder):

@@ -50,6 +50,11 @@ class Sprout:
     mixer: nn.Module | None = None
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The seed, and its mixer if it has one."""
+        return (self.module,) if self.mixer is None else (self.module, self.mixer)
+
+    @property
     def draws_randomness(self) -> bool:
         """Whether it was seen to draw from a random generator in training mode."""
         return self.stream is not None

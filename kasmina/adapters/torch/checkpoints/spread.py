@@ -57,11 +57,18 @@ def placed(checkpoint: Checkpoint, slots: Slots, extra: Mapping[str, Stateful]) 
     """``checkpoint`` with every tensor laid out as what it is for: whole, or this rank's part.
 
     Where the host is sharded every rank must do this, and it is a collective. Raises
-    ``CheckpointError``, on every rank, where a file of the folder is missing or damaged.
+    ``CheckpointError``, on every rank, where a file of the folder is missing or damaged, and for
+    one of version 1 where the host is sharded.
     """
     together = any(map(is_sharded, slots.host_parameters()))
     if checkpoint.shards is None and not together:
         return checkpoint
+    if together and checkpoint.version == 1:
+        raise CheckpointError(
+            checkpoint.path,
+            "knows parameters by position, and a sharded host takes them by name",
+            "resume it with a whole host, and save it again",
+        )
     present = _present(checkpoint, slots, extra)
     waiting: dict[str, Tensor] = {}
 

@@ -22,7 +22,7 @@ from kasmina.adapters.torch.distributed.wrappers import Wrappers
 from kasmina.adapters.torch.graft import Slots
 from kasmina.adapters.torch.optimizer import SeedGroups
 from kasmina.adapters.torch.sharding import is_sharded
-from kasmina.adapters.torch.slot import SeedSlot
+from kasmina.adapters.torch.slot import SeedSlot, Sprout
 from kasmina.domain.errors import KasminaError
 
 _NO_TASK = -1
@@ -74,13 +74,6 @@ class SeedReduction:
             self._apart.clear()
             raise GradientsApart(apart)
 
-    def share(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every rank the parameters of rank 0, so that a seed is born the same on all."""
-        with torch.no_grad():
-            for parameter in parameters:
-                if not is_sharded(parameter):
-                    dist.broadcast(parameter.detach(), src=0)
-
     def close(self) -> None:
         """Let go of seeds and host."""
         for handle in (*self._host, *(h for each in self._handles.values() for h in each)):
@@ -126,31 +119,11 @@ class SeedReduction:
 
 
 class RankedGroups(SeedGroups):
-    """Seeds in the optimizer of every rank, born the same and with the same gradients."""
+    """Seeds in the optimizer of every rank, with the same gradients."""
 
     def __init__(self, optimizer: Optimizer, slots: Slots, ranks: Ranks) -> None:
         super().__init__(optimizer)
         self.reduction = SeedReduction(slots, ranks)
-
-    @override
-    def add(
-        self,
-        seed_id: str,
-        parameters: Iterable[nn.Parameter],
-        *,
-        learning_rate: float | None = None,
-        weight_decay: float | None = None,
-        warmup_steps: int = 0,
-    ) -> None:
-        born = tuple(parameters)
-        super().add(
-            seed_id,
-            born,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-        )
-        self.reduction.share(born)
 
     @override
     def shield(self, slot: SeedSlot) -> None:
@@ -166,6 +139,14 @@ class RankedGroups(SeedGroups):
     def _follow(self) -> None:
         self.reduction.require_averaged()
         super()._follow()
+
+
+def share(sprout: Sprout) -> None:
+    """Give a new seed the weights of rank 0, so that it is born the same on every rank."""
+    with torch.no_grad():
+        for module in sprout.modules:
+            for parameter in module.parameters():
+                dist.broadcast(parameter.detach(), src=0)
 
 
 def average(parameters: list[nn.Parameter], ranks: int) -> None:

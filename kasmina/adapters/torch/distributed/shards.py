@@ -4,7 +4,6 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any, Self
 
-import torch
 import torch.distributed as dist
 from attrs import frozen
 from torch.distributed.device_mesh import DeviceMesh
@@ -61,18 +60,14 @@ class Sharding:
         return cls(slots=slots, mesh=first.device_mesh, precision=precision)
 
     def spread(self, sprout: Sprout) -> None:
-        """Shard the seed in ``sprout``, with rank 0's weights; every rank must do so.
+        """Shard the seed in ``sprout``, which is the same on every rank; all of them must do so.
 
         It is gathered for each forward and backward alone, also where it is the last module.
         """
-        for module in (sprout.module, sprout.mixer):
-            if module is not None:
-                with torch.no_grad():
-                    for parameter in module.parameters():
-                        dist.broadcast(parameter.detach(), src=0)
-                fully_shard(
-                    module, mesh=self.mesh, mp_policy=self.precision, reshard_after_forward=True
-                )
+        for module in sprout.modules:
+            fully_shard(
+                module, mesh=self.mesh, mp_policy=self.precision, reshard_after_forward=True
+            )
 
     def save(
         self, path: str | PathLike[str], ranks: Ranks, pack: Callable[[], dict[str, Any]]
